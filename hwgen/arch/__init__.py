@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract room: what generator, hardware and board driver agree on (stdlib + numpy only)."""
+
+from hwgen.arch.bundle import Bundle, BundleError, LayerRecord, Placement, TensorPlacement
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.interpreter import GoldenRun, Interpreter, MachineError
+
+__all__ = [
+    "AcceleratorConfig",
+    "Bundle",
+    "BundleError",
+    "GoldenRun",
+    "Interpreter",
+    "LayerRecord",
+    "MachineError",
+    "Placement",
+    "TensorPlacement",
+]

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract room: what is deployed. Programs, constants, tensor placement, checksums.
+
+A bundle is a folder of four files. ``manifest.json`` says what the network is, where its tensors
+lie and the SHA-256 of every file, itself included; ``setup.bin`` is the program that fills SB and
+the tap buffer once, ``program.bin`` the program run for each image, ``constants.bin`` the weights,
+channel parameters and taps they load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hwgen.arch import numerics
+from hwgen.arch.config import AcceleratorConfig
+
+FORMAT_VERSION = 1
+BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH = 0, 1, 2, 3
+_BLOBS = ("setup", "program", "constants")
+
+
+class BundleError(ValueError):
+    """A bundle folder is incomplete, damaged, or of another version."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The region of SB and of the tap buffer that a bundle's constants occupy.
+
+    Bundles whose regions do not overlap stay resident together.
+    """
+
+    synapse_row: int = 0
+    synapse_rows: int = 0
+    tap_entry: int = 0
+    tap_entries: int = 0
+
+    def overlaps(self, other: Placement) -> bool:
+        """Tell whether loading one region overwrites part of the other."""
+
+        def meet(a: int, a_size: int, b: int, b_size: int) -> bool:
+            return max(a, b) < min(a + a_size, b + b_size)
+
+        return meet(
+            self.synapse_row, self.synapse_rows, other.synapse_row, other.synapse_rows
+        ) or meet(self.tap_entry, self.tap_entries, other.tap_entry, other.tap_entries)
+
+
+@dataclass(frozen=True)
+class TensorPlacement:
+    """Where and how a network input or output lies in DDR.
+
+    Parameters
+    ----------
+    name
+        Name of the tensor in the graph.
+    shape
+        (C, H, W), as in PyTorch.
+    scale, zero_point
+        ``real = (code - zero_point) * scale``.
+    offset_bytes, pitch_bytes, size_bytes
+        First row relative to the base register, distance between rows, and extent.
+    pixel_bytes
+        Bytes from one pixel to the next in a row.
+    lanes
+        ``lanes[c]`` is the byte of a pixel that holds logical channel c.
+    vector
+        Whether the model's tensor was (N, C) rather than (N, C, H, W).
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    scale: float
+    zero_point: int
+    offset_bytes: int
+    pitch_bytes: int
+    size_bytes: int
+    pixel_bytes: int
+    lanes: tuple[int, ...]
+    vector: bool = False
+
+    def _pixels(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """View the tensor's bytes inside its region as (H, W, pixel_bytes)."""
+        _, height, width = self.shape
+        rows = raw[self.offset_bytes : self.offset_bytes + height * self.pitch_bytes]
+        rows = rows.reshape(height, self.pitch_bytes)[:, : width * self.pixel_bytes]
+        return rows.reshape(height, width, self.pixel_bytes)
+
+    def pack(self, codes: NDArray[np.int8], raw: NDArray[np.uint8]) -> None:
+        """Write int8 codes (H, W, C) to their place in `raw`."""
+        self._pixels(raw)[..., list(self.lanes)] = codes.view(np.uint8)
+
+    def unpack(self, raw: NDArray[np.uint8]) -> NDArray[np.int8]:
+        """Read int8 codes, (H, W, C) or (C,) when `vector`; always a copy."""
+        codes = self._pixels(raw)[..., list(self.lanes)].view(np.int8)
+        return codes.reshape(-1) if self.vector else codes
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one layer of the network became: COMPUTE instructions first to last, and its cost."""
+
+    name: str
+    kind: str
+    first_instruction: int
+    last_instruction: int
+    macs: int
+    steps: int
+    output_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A compiled network for one machine configuration. See the module's docstring."""
+
+    name: str
+    config: AcceleratorConfig
+    placement: Placement
+    setup: bytes
+    program: bytes
+    constants: bytes
+    input: TensorPlacement
+    outputs: tuple[TensorPlacement, ...]
+    output_bytes: int
+    scratch_bytes: int
+    layers: tuple[LayerRecord, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the input region in DDR."""
+        return self.input.size_bytes
+
+    def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn a uint8 (H, W, C) picture into the model's float32 (C, H, W) input.
+
+        ``(picture / 255 - mean) / std`` per channel.
+
+        Raises
+        ------
+        BundleError
+            When the bundle was compiled without mean and std.
+        """
+        if self.mean is None or self.std is None:
+            raise BundleError(
+                "this bundle has no mean and std, so it takes float32 (C, H, W); "
+                "compile with preprocess=(mean, std) to pass uint8 pictures"
+            )
+        mean = np.asarray(self.mean, dtype=np.float32)
+        std = np.asarray(self.std, dtype=np.float32)
+        scaled = (np.asarray(image, dtype=np.float32) / np.float32(255) - mean) / std
+        return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+
+    def quantize_input(self, image: ArrayLike) -> NDArray[np.int8]:
+        """Turn float32 (C, H, W) into int8 codes (H, W, C).
+
+        Raises
+        ------
+        ValueError
+            For another shape, another dtype, or values that are not finite.
+        """
+        x = np.asarray(image)
+        if x.ndim == 4 and x.shape[0] == 1:
+            x = x[0]
+        if x.shape != self.input.shape:
+            raise ValueError(
+                f"an image for {self.name!r} must have shape {self.input.shape} (C, H, W), "
+                f"not {np.asarray(image).shape}"
+            )
+        if x.dtype != np.float32:
+            raise ValueError(f"an image must be float32, not {x.dtype}; try .astype('float32')")
+        if not np.isfinite(x).all():
+            raise ValueError("an image must be finite; it holds NaN or infinity")
+        codes = numerics.quantize(x, self.input.scale, self.input.zero_point)
+        return np.ascontiguousarray(codes.transpose(1, 2, 0))
+
+    def pack_input(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+        """Lay int8 codes (H, W, C) out as the input region's bytes."""
+        channels, height, width = self.input.shape
+        if codes.shape != (height, width, channels) or codes.dtype != np.int8:
+            raise ValueError(
+                f"codes must be int8 of shape {(height, width, channels)} (H, W, C), "
+                f"not {codes.dtype} of {codes.shape}"
+            )
+        raw = np.zeros(self.input_bytes, dtype=np.uint8)
+        self.input.pack(codes, raw)
+        return raw
+
+    def unpack_outputs(self, raw: NDArray[np.uint8]) -> tuple[NDArray[np.int8], ...]:
+        """Read every output's int8 codes from the output region's bytes."""
+        return tuple(tensor.unpack(raw) for tensor in self.outputs)
+
+    def dequantize_output(self, index: int, codes: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Turn an output's codes into float32, same shape."""
+        tensor = self.outputs[index]
+        return numerics.dequantize(codes, tensor.scale, tensor.zero_point)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the bundle; a folder of that name is replaced only once all is written."""
+        target = Path(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+            raise BundleError(f"{target} exists and is no bundle; choose another folder")
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            for name in _BLOBS:
+                (work / f"{name}.bin").write_bytes(getattr(self, name))
+            (work / "manifest.json").write_text(json.dumps(self._manifest(), indent=1) + "\n")
+            if target.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+                os.replace(target, old / "bundle")
+                os.replace(work, target)
+                shutil.rmtree(old)
+            else:
+                os.replace(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return target
+
+    def _manifest(self) -> dict[str, Any]:
+        """Return the manifest, its own checksum included."""
+        body: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "config": self.config.to_dict(),
+            "digest": f"{self.config.digest():016x}",
+            "placement": asdict(self.placement),
+            "input": asdict(self.input),
+            "outputs": [asdict(tensor) for tensor in self.outputs],
+            "output_bytes": self.output_bytes,
+            "scratch_bytes": self.scratch_bytes,
+            "layers": [asdict(layer) for layer in self.layers],
+            "mean": self.mean,
+            "std": self.std,
+            "labels": self.labels,
+            "metadata": self.metadata,
+            "sha256": {name: hashlib.sha256(getattr(self, name)).hexdigest() for name in _BLOBS},
+        }
+        return {**body, "manifest_sha256": _manifest_digest(body)}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Bundle:
+        """Read a bundle and check every byte of it.
+
+        Raises
+        ------
+        BundleError
+            When a file is missing, truncated or changed, or the format version is another.
+        """
+        path = Path(folder)
+        manifest_path = path / "manifest.json"
+        if not manifest_path.is_file():
+            raise BundleError(f"{path} is no bundle: it has no manifest.json")
+        try:
+            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            stated = manifest.pop("manifest_sha256")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BundleError(f"{manifest_path} is damaged ({error}); copy it again") from error
+        if _manifest_digest(manifest) != stated:
+            raise BundleError(f"{manifest_path} is damaged: its checksum does not match")
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise BundleError(
+                f"{path} has format version {manifest['format_version']}, this is version "
+                f"{FORMAT_VERSION}; compile the network again"
+            )
+        blobs = {}
+        for name in _BLOBS:
+            file = path / f"{name}.bin"
+            if not file.is_file():
+                raise BundleError(f"{path} is incomplete: {file.name} is missing; copy it again")
+            blobs[name] = file.read_bytes()
+            if hashlib.sha256(blobs[name]).hexdigest() != manifest["sha256"][name]:
+                raise BundleError(
+                    f"{file} is damaged ({len(blobs[name])} bytes, checksum does not match); "
+                    "copy the bundle again"
+                )
+        config = AcceleratorConfig.from_dict(manifest["config"])
+        if f"{config.digest():016x}" != manifest["digest"]:
+            raise BundleError(
+                f"{path} was compiled for digest {manifest['digest']}, but its configuration now "
+                f"has {config.digest():016x}; compile it again with this version"
+            )
+        return cls(
+            name=manifest["name"],
+            config=config,
+            placement=Placement(**manifest["placement"]),
+            input=_tensor(manifest["input"]),
+            outputs=tuple(_tensor(data) for data in manifest["outputs"]),
+            output_bytes=manifest["output_bytes"],
+            scratch_bytes=manifest["scratch_bytes"],
+            layers=tuple(
+                LayerRecord(**{**data, "output_shape": tuple(data["output_shape"])})
+                for data in manifest["layers"]
+            ),
+            mean=_optional_tuple(manifest["mean"]),
+            std=_optional_tuple(manifest["std"]),
+            labels=_optional_tuple(manifest["labels"]),
+            metadata=manifest["metadata"],
+            **blobs,
+        )
+
+
+def _tensor(data: dict[str, Any]) -> TensorPlacement:
+    """Rebuild a TensorPlacement from plain data."""
+    return TensorPlacement(**{**data, "shape": tuple(data["shape"]), "lanes": tuple(data["lanes"])})
+
+
+def _optional_tuple(data: list[Any] | None) -> tuple[Any, ...] | None:
+    """Give JSON's lists back as tuples."""
+    return None if data is None else tuple(data)
+
+
+def _manifest_digest(body: dict[str, Any]) -> str:
+    """SHA-256 of the manifest in canonical form."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

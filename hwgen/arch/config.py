@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract room: the user's choice of machine, and every width and depth that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+
+ISA_VERSION = 1
+BEAT_BYTES = 8
+
+
+def _bits_for(count: int) -> int:
+    """Bits that number `count` things from 0."""
+    return max(1, (count - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class AcceleratorConfig:
+    """One configuration of the machine (DianNao's Tn and Ti, and Tp pixels an SB word).
+
+    Parameters
+    ----------
+    tn
+        Output channels computed together. A power of two, 4 to `ti`, that divides `ti`.
+    ti
+        Input channels a step, and lanes of a scratchpad word. 8, 16, 32 or 64.
+    tp
+        Neighbouring output pixels that share each SB word. 1, 2 or 4; 1 is DianNao.
+    scratchpad_banks, scratchpad_bank_words
+        Activation scratchpad: banks of words of `ti` int8. The words of a bank are a power of two.
+        A convolution's input and its residual must lie in different banks.
+    synapse_rows
+        Rows of SB; a row is tn x ti int8 weights. A power of two.
+    tap_entries
+        Entries of the tap buffer. A power of two.
+    max_burst_beats, outstanding_reads
+        AXI4 bursts: beats of 8 bytes in one (1 to 16), reads in flight (1 to 16).
+    queue_depth
+        Instructions each of the three queues holds ahead of execution. A power of two.
+    """
+
+    tn: int = 16
+    ti: int = 16
+    tp: int = 1
+    scratchpad_banks: int = 3
+    scratchpad_bank_words: int = 4096
+    synapse_rows: int = 1024
+    tap_entries: int = 2048
+    max_burst_beats: int = 16
+    outstanding_reads: int = 8
+    queue_depth: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse what the machine cannot be built as."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
+        if self.ti not in (8, 16, 32, 64):
+            raise ValueError(f"ti must be 8, 16, 32 or 64, not {self.ti!r}")
+        if self.tn < 4 or self.ti % self.tn or self.tn & (self.tn - 1):
+            raise ValueError(
+                f"tn must be a power of two from 4 to ti ({self.ti}), not {self.tn!r}; for more "
+                "multipliers than ti x ti, raise tp"
+            )
+        if self.tp not in (1, 2, 4):
+            raise ValueError(f"tp must be 1, 2 or 4, not {self.tp!r}")
+        for name in ("scratchpad_bank_words", "synapse_rows", "tap_entries", "queue_depth"):
+            value = getattr(self, name)
+            if value & (value - 1) or value < 2:
+                raise ValueError(f"{name} must be a power of two, 2 or more, not {value!r}")
+        if self.scratchpad_words > 1 << 16:
+            raise ValueError(
+                f"the scratchpad must have at most 65536 words, not {self.scratchpad_words}; "
+                "try fewer banks or fewer words a bank"
+            )
+        if self.synapse_rows > 1 << 14 or self.tap_entries > 1 << 14:
+            raise ValueError(
+                "synapse_rows and tap_entries must be at most 16384, not "
+                f"{self.synapse_rows} and {self.tap_entries}"
+            )
+        for name in ("max_burst_beats", "outstanding_reads"):
+            if getattr(self, name) > 16:
+                raise ValueError(f"{name} must be 1 to 16, not {getattr(self, name)!r}")
+
+    @property
+    def scratchpad_words(self) -> int:
+        """Words of all banks together."""
+        return self.scratchpad_banks * self.scratchpad_bank_words
+
+    @property
+    def scratchpad_address_bits(self) -> int:
+        """Bits of a word address over all banks."""
+        return _bits_for(self.scratchpad_words)
+
+    @property
+    def bank_address_bits(self) -> int:
+        """Bits of a word address inside a bank; the bits above number the bank."""
+        return _bits_for(self.scratchpad_bank_words)
+
+    @property
+    def synapse_address_bits(self) -> int:
+        """Bits of an SB row address."""
+        return _bits_for(self.synapse_rows)
+
+    @property
+    def tap_address_bits(self) -> int:
+        """Bits of a tap buffer address."""
+        return _bits_for(self.tap_entries)
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a scratchpad word (NBin and NBout word): one lane a byte."""
+        return self.ti
+
+    @property
+    def synapse_row_bytes(self) -> int:
+        """Bytes of an SB row: tn slots of ti weights."""
+        return self.tn * self.ti
+
+    @property
+    def parameter_rows(self) -> int:
+        """SB rows in front of a group's weights that hold its channel parameters."""
+        from hwgen.arch.isa import CHANNEL_PARAMETERS
+
+        return -(-CHANNEL_PARAMETERS.bits // (8 * self.ti))
+
+    @property
+    def macs_per_cycle(self) -> int:
+        """Multiply-accumulates the array does in a cycle: tn x ti x tp."""
+        return self.tn * self.ti * self.tp
+
+    def bank_of(self, word_address: int) -> int:
+        """Bank that holds a scratchpad word."""
+        return word_address // self.scratchpad_bank_words
+
+    def digest(self) -> int:
+        """64 bit digest of the configuration and the ISA version: the build's identity.
+
+        It sits in the DIGEST registers and in every bundle; the driver refuses a mismatch.
+        """
+        text = json.dumps({"isa_version": ISA_VERSION, **asdict(self)}, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the fields as plain data, for manifests."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, int]) -> AcceleratorConfig:
+        """Rebuild from `to_dict`; unknown and missing names are refused."""
+        names = {field.name for field in fields(cls)}
+        if set(data) != names:
+            odd = sorted(set(data) ^ names)
+            raise ValueError(f"a configuration must have exactly {sorted(names)}; check {odd}")
+        return cls(**data)

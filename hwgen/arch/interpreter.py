@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract room: the golden model. Runs a program instruction by instruction on DDR bytes.
+
+Instructions run in program order, which a legal program's waits allow; the hardware overlaps
+them and must come to the same bits. Arithmetic is `hwgen.arch.numerics`'s.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwgen.arch import isa, numerics
+from hwgen.arch.bundle import BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH, Bundle
+from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.isa import LoadTarget, Mode, Opcode, Queue
+from hwgen.arch.registers import BASE_COUNT, ERROR_HINTS, ErrorCode
+
+TOKEN_MAX = 255
+DISPATCHER = 3
+_ADDRESS_MASK = 0xFFFF
+_GATHER_LIMIT_BYTES = 64 << 20
+
+
+class MachineError(RuntimeError):
+    """A run stopped: `code`, `queue` (3 is the dispatcher) and index of the `instruction`."""
+
+    def __init__(self, code: ErrorCode, queue: int, instruction: int, detail: str = "") -> None:
+        self.code, self.queue, self.instruction = code, queue, instruction
+        text = f"{code.name} at instruction {instruction}: {ERROR_HINTS[code]}"
+        super().__init__(f"{text} ({detail})" if detail else text)
+
+
+class _Stop(Exception):
+    """Internal: an error before the instruction's index is known."""
+
+    def __init__(self, code: ErrorCode, detail: str = "") -> None:
+        self.code, self.detail = code, detail
+
+
+class Memory:
+    """A window of DDR: `data` (uint8) starts at `base_address`; outside of it is DECERR."""
+
+    def __init__(self, data: NDArray[np.uint8], base_address: int = 0) -> None:
+        self.data, self.base_address = data, base_address
+
+    def view(self, address: int, size: int, error: ErrorCode) -> NDArray[np.uint8]:
+        """Return `size` bytes at `address`, or stop with `error`."""
+        start = address - self.base_address
+        if start < 0 or start + size > len(self.data):
+            raise _Stop(error, f"{size} bytes at {address:#x}")
+        return self.data[start : start + size]
+
+
+class Interpreter:
+    """The machine's on-chip memories and the semantics of its instructions.
+
+    Attributes
+    ----------
+    scratchpad
+        int8 (scratchpad_words, ti).
+    synapse
+        int8 (synapse_rows, tn, ti).
+    taps
+        uint64 (tap_entries,).
+    steps
+        Steps of the array in the last program: what the STEPS register reads.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        self.scratchpad = np.zeros((config.scratchpad_words, config.ti), dtype=np.int8)
+        self.synapse = np.zeros((config.synapse_rows, config.tn, config.ti), dtype=np.int8)
+        self.taps = np.zeros(config.tap_entries, dtype=np.uint64)
+        self.steps = 0
+
+    def execute(
+        self, memory: Memory, program_address: int, length: int, bases: Mapping[int, int]
+    ) -> None:
+        """Run a program of `length` instructions at `program_address` until END.
+
+        Raises
+        ------
+        MachineError
+            With the code the hardware would report.
+        """
+        tokens = dict.fromkeys(((a, b) for a in Queue for b in Queue), 0)
+        registers = [bases.get(i, 0) for i in range(BASE_COUNT)]
+        self.steps = 0
+        for index in range(length):
+            queue = DISPATCHER
+            try:
+                address = program_address + index * isa.INSTRUCTION_BYTES
+                data = memory.view(address, isa.INSTRUCTION_BYTES, ErrorCode.READ_DECERR)
+                opcode, fields = self._decode(data.tobytes())
+                if opcode == Opcode.END:
+                    return
+                queue = isa.QUEUE_OF[opcode]
+                self._take_tokens(tokens, queue, fields)
+                if opcode == Opcode.LOAD:
+                    self._load(memory, registers, fields)
+                elif opcode == Opcode.STORE:
+                    self._store(memory, registers, fields)
+                else:
+                    self._compute(fields)
+                self._give_tokens(tokens, queue, fields)
+            except _Stop as stop:
+                raise MachineError(stop.code, queue, index, stop.detail) from None
+        raise MachineError(ErrorCode.PROGRAM_OVERRUN, DISPATCHER, length)
+
+    @staticmethod
+    def _decode(data: bytes) -> tuple[Opcode, dict[str, int]]:
+        try:
+            return isa.decode(data)
+        except isa.DecodeError as error:
+            code = ErrorCode.INSTRUCTION_CHECKSUM if error.checksum else ErrorCode.BAD_OPCODE
+            raise _Stop(code, str(error)) from None
+
+    @staticmethod
+    def _take_tokens(
+        tokens: dict[tuple[Queue, Queue], int], queue: Queue, fields: dict[str, int]
+    ) -> None:
+        for giver in Queue:
+            if fields[f"wait_{giver.name.lower()}"]:
+                if tokens[giver, queue] == 0:
+                    raise _Stop(ErrorCode.NO_PROGRESS, f"no token from {giver.name}")
+                tokens[giver, queue] -= 1
+
+    @staticmethod
+    def _give_tokens(
+        tokens: dict[tuple[Queue, Queue], int], queue: Queue, fields: dict[str, int]
+    ) -> None:
+        for taker in Queue:
+            if fields[f"signal_{taker.name.lower()}"]:
+                tokens[queue, taker] += 1
+                if tokens[queue, taker] > TOKEN_MAX:
+                    raise _Stop(ErrorCode.TOKEN_OVERFLOW)
+
+    def _load(self, memory: Memory, bases: list[int], f: dict[str, int]) -> None:
+        config, target = self.config, f["target"]
+        require(
+            f["rows"] >= 1 and f["row_bytes"] >= 1 and target in tuple(LoadTarget),
+            "rows, row_bytes or target",
+        )
+        require(f["offset_bytes"] % 8 == 0 and f["pitch_bytes"] % 8 == 0, "alignment")
+        fetched = -(-f["row_bytes"] // BEAT_BYTES) * BEAT_BYTES
+        start = bases[f["base"]] + f["offset_bytes"]
+        rows = [
+            memory.view(start + r * f["pitch_bytes"], fetched, ErrorCode.READ_DECERR)
+            for r in range(f["rows"])
+        ]
+        if target == LoadTarget.SCRATCHPAD:
+            self._load_words(rows, f)
+        else:
+            require(f["rows"] == 1, "rows of a buffer load")
+            unit = config.synapse_row_bytes if target == LoadTarget.SYNAPSE else isa.TAP_BYTES
+            require(f["row_bytes"] % unit == 0, "row_bytes of a buffer load")
+            count, first = f["row_bytes"] // unit, f["destination"]
+            if target == LoadTarget.SYNAPSE:
+                in_range(first + count <= config.synapse_rows, "SB rows")
+                shape = (count, config.tn, config.ti)
+                self.synapse[first : first + count] = rows[0].view(np.int8).reshape(shape)
+            else:
+                in_range(first + count <= config.tap_entries, "tap entries")
+                self.taps[first : first + count] = np.frombuffer(rows[0].tobytes(), dtype="<u8")
+        if f["check"]:
+            crc = 0
+            for row in rows:
+                crc = zlib.crc32(row.tobytes(), crc)
+            if crc != f["crc32"]:
+                raise _Stop(ErrorCode.DATA_CHECKSUM, f"{crc:#010x}, expected {f['crc32']:#010x}")
+
+    def _load_words(self, rows: list[NDArray[np.uint8]], f: dict[str, int]) -> None:
+        ti, words, step, take = self.config.ti, f["words_per_row"], f["step_bytes"], f["take_bytes"]
+        require(words >= 1 and step >= 1 and 1 <= take <= ti, "words_per_row, step or take")
+        last = f["destination"] + (f["rows"] - 1) * f["destination_pitch"] + words
+        in_range(last <= self.config.scratchpad_words, "scratchpad words")
+        length = max((words - 1) * step + take, f["lead_bytes"] + f["row_bytes"])
+        index = np.arange(words)[:, None] * step + np.arange(take)
+        for r, row in enumerate(rows):
+            stream = np.full(length, f["pad_value"], dtype=np.int8)
+            end = f["lead_bytes"] + f["row_bytes"]
+            stream[f["lead_bytes"] : end] = row[: f["row_bytes"]].view(np.int8)
+            place = f["destination"] + r * f["destination_pitch"]
+            word = np.full((words, ti), f["pad_value"], dtype=np.int8)
+            word[:, :take] = stream[index]
+            self.scratchpad[place : place + words] = word
+
+    def _store(self, memory: Memory, bases: list[int], f: dict[str, int]) -> None:
+        words = f["words_per_row"]
+        require(f["rows"] >= 1 and words >= 1, "rows or words_per_row")
+        require(f["offset_bytes"] % 8 == 0 and f["pitch_bytes"] % 8 == 0, "alignment")
+        for r in range(f["rows"]):
+            first = f["source"] + r * f["source_pitch"]
+            in_range(first + words <= self.config.scratchpad_words, "scratchpad words")
+            address = bases[f["base"]] + f["offset_bytes"] + r * f["pitch_bytes"]
+            size = words * self.config.word_bytes
+            row = memory.view(address, size, ErrorCode.WRITE_DECERR)
+            row[:] = self.scratchpad[first : first + words].reshape(-1).view(np.uint8)
+
+    def _compute(self, f: dict[str, int]) -> None:
+        config = self.config
+        height, width, taps = f["output_height"], f["output_width"], f["tap_count"]
+        require(min(height, width, taps) >= 1, "output size or tap_count")
+        require(f["lane_block"] < config.ti // config.tn, "lane_block")
+        mode = Mode(f["mode"])
+        rows = {Mode.DENSE: taps, Mode.DEPTHWISE: -(-taps // config.tn)}.get(mode, 0)
+        in_range(f["tap_address"] + taps <= config.tap_entries, "tap entries")
+        first_weight = f["synapse_address"] + config.parameter_rows
+        in_range(first_weight + rows <= config.synapse_rows, "SB rows")
+        channels = self._channel_parameters(f["synapse_address"])
+        entries = [
+            isa.TAP.unpack(int(word))
+            for word in self.taps[f["tap_address"] : f["tap_address"] + taps]
+        ]
+        y = np.repeat(np.arange(height), width)
+        x = np.tile(np.arange(width), height)
+        lanes = slice(f["lane_block"] * config.tn, (f["lane_block"] + 1) * config.tn)
+        input_banks: set[int] = set()
+        if mode == Mode.DENSE:
+            acc = self._dense(f, entries, y, x, first_weight, input_banks)
+        else:
+            acc = np.zeros((len(y), config.tn), dtype=np.int64)
+            for k, tap in enumerate(entries):
+                lane = self._seen(f, [tap], y, x, input_banks)[:, 0, lanes].astype(np.int64)
+                if mode == Mode.DEPTHWISE:
+                    row = self.synapse[first_weight + k // config.tn, k % config.tn]
+                    acc += lane * row[: config.tn].astype(np.int64)
+                elif mode == Mode.SUM:
+                    acc += lane
+                else:
+                    acc = lane if k == 0 else np.maximum(acc, lane)
+        if mode != Mode.MAXIMUM:
+            acc = acc + channels["bias"]
+        self._write_back(f, acc, channels, y, x, lanes, input_banks)
+        self.steps += taps * height * -(-width // config.tp)
+
+    def _dense(
+        self,
+        f: dict[str, int],
+        entries: list[dict[str, int]],
+        y: NDArray,
+        x: NDArray,
+        first_weight: int,
+        input_banks: set[int],
+    ) -> NDArray[np.int64]:
+        """Sum over taps and lanes as matrix products in an exact float type."""
+        config = self.config
+        weight = self.synapse[first_weight : first_weight + len(entries)]
+        real = numerics.exact_float(weight.transpose(1, 0, 2))
+        chunk = max(1, _GATHER_LIMIT_BYTES // (len(y) * config.ti * 8))
+        acc = np.zeros((len(y), config.tn), dtype=real)
+        for k in range(0, len(entries), chunk):
+            seen = self._seen(f, entries[k : k + chunk], y, x, input_banks)
+            matrix = weight[k : k + chunk].transpose(0, 2, 1).reshape(-1, config.tn)
+            acc += seen.reshape(len(y), -1).astype(real) @ matrix.astype(real)
+        return acc.astype(np.int64)
+
+    def _seen(
+        self,
+        f: dict[str, int],
+        entries: list[dict[str, int]],
+        y: NDArray,
+        x: NDArray,
+        input_banks: set[int],
+    ) -> NDArray[np.int8]:
+        """Words the taps see for every output pixel: int8 (pixels, taps, ti)."""
+        dy, dx, offset = (
+            np.array([tap[name] for tap in entries]) for name in ("dy", "dx", "offset")
+        )
+        iy = (f["origin_y"] + y * f["stride_y"])[:, None] + dy
+        ix = (f["origin_x"] + x * f["stride_x"])[:, None] + dx
+        base = f["input_start"] + y * f["input_row_step"] + x * f["input_pixel_step"]
+        address = (base[:, None] + offset) & _ADDRESS_MASK
+        inside = (iy >= 0) & (iy < f["input_height"]) & (ix >= 0) & (ix < f["input_width"])
+        used = np.unique(address[inside])
+        in_range(not len(used) or used[-1] < self.config.scratchpad_words, "input word")
+        input_banks.update(np.unique(used // self.config.scratchpad_bank_words).tolist())
+        words = self.scratchpad[np.where(inside, address, 0)]
+        words[~inside] = f["pad_value"]
+        return words
+
+    def _channel_parameters(self, row: int) -> dict[str, NDArray[np.int64]]:
+        """Channel parameters in SB rows from `row`: one int64 array (tn,) a field."""
+        config = self.config
+        slots = self.synapse[row : row + config.parameter_rows].transpose(1, 0, 2)
+        values = [
+            isa.CHANNEL_PARAMETERS.unpack(int.from_bytes(slot.tobytes(), "little"))
+            for slot in slots
+        ]
+        names = isa.CHANNEL_PARAMETERS.by_name
+        return {name: np.array([v[name] for v in values], dtype=np.int64) for name in names}
+
+    def _write_back(
+        self,
+        f: dict[str, int],
+        acc: NDArray[np.int64],
+        channels: dict[str, NDArray[np.int64]],
+        y: NDArray,
+        x: NDArray,
+        lanes: slice,
+        input_banks: set[int],
+    ) -> None:
+        """Requantize (NFU-3) and write the group's lanes of every output word."""
+        config = self.config
+        here = y * f["output_row_step"] + x * f["output_pixel_step"]
+        address = f["output_address"] + here
+        in_range(int(address.max()) < config.scratchpad_words, "output word")
+        residual = None
+        if f["residual"]:
+            source = f["residual_address"] + here
+            in_range(int(source.max()) < config.scratchpad_words, "residual word")
+            if input_banks & {config.bank_of(int(a)) for a in np.unique(source)}:
+                raise _Stop(ErrorCode.BANK_CONFLICT)
+            residual = self.scratchpad[source, lanes]
+        if acc.min() < -(2**31) or acc.max() >= 2**31:
+            raise OverflowError("an accumulator left 32 bits; the compiler must not allow it")
+        self.scratchpad[address, lanes] = numerics.requantize(
+            acc.astype(np.int32),
+            channels["multiplier"],
+            channels["shift"],
+            f["zero_point"],
+            f["lo"],
+            f["hi"],
+            residual,
+            f["residual_zero_point"],
+            channels["residual_multiplier"],
+        )
+
+
+def require(condition: bool, what: str) -> None:
+    """Stop with BAD_FIELD unless `condition`."""
+    if not condition:
+        raise _Stop(ErrorCode.BAD_FIELD, what)
+
+
+def in_range(condition: bool, what: str) -> None:
+    """Stop with ADDRESS_RANGE unless `condition`."""
+    if not condition:
+        raise _Stop(ErrorCode.ADDRESS_RANGE, what)
+
+
+class GoldenRun:
+    """A bundle set up on an `Interpreter`: give it codes, get codes.
+
+    Parameters
+    ----------
+    bundle
+        The network. Its setup program runs once, here.
+    machine
+        An interpreter to share between several resident bundles; by default a new one.
+    """
+
+    def __init__(self, bundle: Bundle, machine: Interpreter | None = None) -> None:
+        self.bundle = bundle
+        self.machine = machine or Interpreter(bundle.config)
+        sizes = (
+            ("setup", len(bundle.setup)),
+            ("program", len(bundle.program)),
+            (BASE_CONSTANTS, len(bundle.constants)),
+            (BASE_INPUT, bundle.input_bytes),
+            (BASE_OUTPUT, bundle.output_bytes),
+            (BASE_SCRATCH, bundle.scratch_bytes),
+        )
+        self._address: dict[str | int, int] = {}
+        total = 0
+        for key, size in sizes:
+            self._address[key] = total
+            total += -(-size // 64) * 64 + 64
+        self.memory = Memory(np.zeros(total, dtype=np.uint8))
+        for key, data in (
+            ("setup", bundle.setup),
+            ("program", bundle.program),
+            (BASE_CONSTANTS, bundle.constants),
+        ):
+            self._region(key, len(data))[:] = np.frombuffer(data, dtype=np.uint8)
+        if bundle.setup:
+            self._execute("setup", bundle.setup)
+
+    def _region(self, key: str | int, size: int) -> NDArray[np.uint8]:
+        return self.memory.data[self._address[key] : self._address[key] + size]
+
+    def _execute(self, key: str, program: bytes) -> None:
+        bases = {k: a for k, a in self._address.items() if isinstance(k, int)}
+        length = len(program) // isa.INSTRUCTION_BYTES
+        self.machine.execute(self.memory, self._address[key], length, bases)
+
+    def run(self, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+        """Run one image: int8 (H, W, C) to the outputs' int8 codes."""
+        bundle = self.bundle
+        self._region(BASE_INPUT, bundle.input_bytes)[:] = bundle.pack_input(codes)
+        self._execute("program", bundle.program)
+        return bundle.unpack_outputs(self._region(BASE_OUTPUT, bundle.output_bytes))
