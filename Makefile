@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# The house: every command a user or a developer types. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help check-tools setup demo test test-all lint format bench clean
+
+# The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
+PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
+    $(name) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $(name))))
+PIP_ARGS ?=
+# Tests and simulators are spread over processes; threads inside each would only fight for the cores.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
+BENCHMARKS := $(wildcard benchmarks/__main__.py)
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+# Name every missing tool at once, each with the Debian package that brings it.
+check-tools:
+	@missing=0; \
+	need() { echo "missing: $$1; install it with: apt-get install $$2" >&2; missing=1; }; \
+	command -v g++ >/dev/null || need g++ g++; \
+	command -v perl >/dev/null || need perl perl; \
+	if [ -z "$(PYTHON)" ]; then need "Python 3.10, 3.11 or 3.12" "python3 python3-venv"; \
+	elif ! $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then \
+	    need "the venv module of $(PYTHON)" python3-venv; fi; \
+	exit $$missing
+
+setup: .venv/.stamp  ## make .venv with everything that the rest needs
+
+.venv/.stamp: pyproject.toml constraints.txt | check-tools
+	@echo "setting up .venv (some minutes the first time)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) \
+	    -c constraints.txt -e '.[all]'
+	@touch $@
+
+demo: setup  ## train, cut, compile and run the demo on the simulated board
+	@.venv/bin/shears demo --out build/demo
+
+test: setup  ## the tests that take seconds
+	@$(PYTEST) -m "not slow"
+
+test-all: setup  ## every test
+	@$(PYTEST)
+
+lint: setup  ## format, style, types and arrows
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup  ## rewrite the code as lint wants it
+	@.venv/bin/ruff check -q --fix-only .
+	@.venv/bin/ruff format .
+
+bench: setup  ## every benchmark
+	@$(if $(BENCHMARKS),.venv/bin/python -m benchmarks,echo "there is no benchmark yet")
+
+clean:  ## remove what was built; .venv stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host room: what runs on the board. numpy, pynq and `hwgen.arch`, nothing else."""
+
+from host.cropped import CroppedClassifier, Prediction
+from host.driver import Accelerator, RunRecord
+from host.errors import (
+    AcceleratorClosed,
+    AcceleratorError,
+    AcceleratorTimeout,
+    AllocationError,
+    BusError,
+    ChecksumError,
+    DeviceNotFound,
+    DigestMismatch,
+    NoProgress,
+    ProgramError,
+    RunStopped,
+    WrongHardware,
+)
+
+__all__ = [
+    "Accelerator",
+    "AcceleratorClosed",
+    "AcceleratorError",
+    "AcceleratorTimeout",
+    "AllocationError",
+    "BusError",
+    "ChecksumError",
+    "CroppedClassifier",
+    "DeviceNotFound",
+    "DigestMismatch",
+    "NoProgress",
+    "Prediction",
+    "ProgramError",
+    "RunRecord",
+    "RunStopped",
+    "WrongHardware",
+]
