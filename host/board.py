@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host room: one accelerator on one device. Registers, start, wait, reset, what is resident.
+
+Every access goes through `pynq.MMIO`, so a Zynq's /dev/mem and a simulated board's registers are
+the same to this file. Nothing here waits without a deadline.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from host.errors import (
+    FAMILIES,
+    AcceleratorTimeout,
+    DeviceNotFound,
+    DigestMismatch,
+    RunStopped,
+    WrongHardware,
+)
+from hwgen.arch import isa
+from hwgen.arch.bundle import Placement
+from hwgen.arch.config import ISA_VERSION
+from hwgen.arch.registers import (
+    ADDRESS_SPACE_BYTES,
+    BASE_COUNT,
+    BY_NAME,
+    COUNTERS,
+    ID_VALUE,
+    Access,
+)
+
+LOG = logging.getLogger("shears.host")
+
+RESET_TIMEOUT_S = 1.0
+_SPIN_POLLS = 256
+_SLEEP_FIRST_S = 20e-6
+_SLEEP_MOST_S = 1e-3
+
+# Programs use the first four base registers. The last holds a random mark of this process: if it
+# reads otherwise, another process or a new bitstream has been there and nothing is resident.
+MARK_REGISTER = f"BASE{BASE_COUNT - 1}"
+
+_boards_lock = threading.Lock()
+
+
+def import_pynq() -> Any:
+    """Import pynq on first use, so that `import host` needs numpy alone.
+
+    Raises
+    ------
+    DeviceNotFound
+        When pynq is not installed.
+    """
+    try:
+        return importlib.import_module("pynq")
+    except ModuleNotFoundError as error:
+        raise DeviceNotFound(
+            f"pynq must be installed to reach a board ({error}); a PYNQ image has it, elsewhere "
+            "install the [board] extra"
+        ) from error
+
+
+class Board:
+    """One accelerator at one base address of one device; get it with `board_at`.
+
+    Attributes
+    ----------
+    lock
+        Held by whoever talks to the accelerator; reentrant.
+    resident
+        Placement of the constants that are in SB and tap buffer now, by their digest.
+    quarantine
+        DMA buffers that may still be written because a soft reset did not finish; kept alive.
+    """
+
+    def __init__(self, device: Any, base_address: int) -> None:
+        self.base_address = base_address
+        self.lock = threading.RLock()
+        self.resident: dict[str, Placement] = {}
+        self.quarantine: list[Any] = []
+        self._mmio = import_pynq().MMIO(base_address, ADDRESS_SPACE_BYTES, device=device)
+        self._mark = secrets.randbits(31) | 1
+        self._written: dict[str, int] = {}
+
+    def read(self, name: str) -> int:
+        """Read a register."""
+        return int(self._mmio.read(BY_NAME[name].offset)) & 0xFFFFFFFF
+
+    def read_fields(self, name: str) -> dict[str, int]:
+        """Read a register, split into its fields."""
+        return BY_NAME[name].layout.unpack(self.read(name))
+
+    def write(self, name: str, value: int) -> None:
+        """Write a register; one that keeps its value and has it already is left alone."""
+        register = BY_NAME[name]
+        if register.access is Access.READ_WRITE:
+            if self._written.get(name) == value:
+                return
+            self._written[name] = value
+        self._mmio.write(register.offset, int(value))
+
+    def command(self, name: str) -> None:
+        """Pulse one bit of CONTROL."""
+        self.write("CONTROL", BY_NAME["CONTROL"].layout.pack({name: 1}))
+
+    def counters(self) -> dict[str, int]:
+        """Read every counter."""
+        return {name: self.read(name) for name in COUNTERS}
+
+    def check_identity(self, digest: int) -> None:
+        """Compare ID, VERSION and DIGEST with what a bundle needs.
+
+        Raises
+        ------
+        WrongHardware
+            When no Shears accelerator of this instruction set version answers.
+        DigestMismatch
+            When it has another configuration.
+        """
+        found = self.read("ID")
+        if found != ID_VALUE:
+            raise WrongHardware(
+                f"ID at {self.base_address:#010x} must read {ID_VALUE:#010x}, not {found:#010x}; "
+                "check that the Shears bitstream is loaded and the base address is its own"
+            )
+        version = self.read("VERSION")
+        if version != ISA_VERSION:
+            raise WrongHardware(
+                f"the accelerator's instruction set version must be {ISA_VERSION}, not {version}; "
+                "use the bitstream and the driver of one release"
+            )
+        hardware = self.read("DIGEST_LOW") | self.read("DIGEST_HIGH") << 32
+        if hardware != digest:
+            raise DigestMismatch(hardware, digest)
+
+    def forget(self) -> None:
+        """Trust nothing that was known of registers and on-chip memories."""
+        self._written.clear()
+        self.resident.clear()
+
+    def claim(self) -> None:
+        """Make the accelerator ours and ready: undo what another process or a crash left."""
+        if self.read(MARK_REGISTER) != self._mark:
+            self.forget()
+            self.write(MARK_REGISTER, self._mark)
+        status = self.read_fields("STATUS")
+        if status["running"] or status["error"] or status["resetting"]:
+            LOG.warning("the accelerator was left in STATUS %s; soft reset", status)
+            if not self.soft_reset():
+                raise AcceleratorTimeout(
+                    "the soft reset before a run",
+                    RESET_TIMEOUT_S,
+                    self.read_fields("STATUS"),
+                    self.read_fields("ERROR"),
+                    self.counters(),
+                    recovered=False,
+                )
+
+    def soft_reset(self) -> bool:
+        """Stop whatever runs; returns whether the accelerator came back idle in time.
+
+        On-chip memories keep their contents, but a load may have been cut short, so nothing counts
+        as resident any more. Buffers in quarantine are let go on success.
+        """
+        self.forget()
+        self.command("soft_reset")
+        deadline = time.monotonic() + RESET_TIMEOUT_S
+        polls = 0
+        while True:
+            late = time.monotonic() >= deadline
+            status = self.read_fields("STATUS")
+            if status["idle"] and not (status["running"] or status["error"] or status["resetting"]):
+                self.quarantine.clear()
+                self.write(MARK_REGISTER, self._mark)
+                return True
+            if late:
+                return False
+            polls += 1
+            _pause(polls)
+
+    def execute(
+        self,
+        what: str,
+        address: int,
+        program: bytes,
+        bases: Mapping[int, int],
+        watchdog_cycles: int,
+        timeout_s: float,
+    ) -> None:
+        """Run the program whose copy lies at DDR `address` to its END.
+
+        Raises
+        ------
+        RunStopped
+            Of the error code's family. The accelerator has been reset and is usable.
+        AcceleratorTimeout
+            After `timeout_s`; a reset has been tried.
+        """
+        self.write("PROGRAM_ADDRESS", address)
+        self.write("PROGRAM_LENGTH", len(program) // isa.INSTRUCTION_BYTES)
+        self.write("WATCHDOG", watchdog_cycles)
+        self.write("IRQ_ENABLE", 0)
+        for index, base in bases.items():
+            self.write(f"BASE{index}", base)
+        try:
+            self.command("start")
+            finished = self._wait(timeout_s)
+        except BaseException:  # KeyboardInterrupt too: nothing may go on writing to our buffers
+            self.soft_reset()
+            raise
+        if not finished:
+            status, error = self.read_fields("STATUS"), self.read_fields("ERROR")
+            counters = self.counters()
+            recovered = self.soft_reset()
+            raise AcceleratorTimeout(what, timeout_s, status, error, counters, recovered)
+        if finished["error"]:
+            error, instruction = self.read_fields("ERROR"), self.read("ERROR_INSTRUCTION")
+            back = self.soft_reset()
+            detail = "" if back else "a soft reset did not finish; load the bitstream again"
+            family = FAMILIES.get(error["code"], RunStopped)
+            raise family(what, error["code"], error["queue"], instruction, program, detail)
+
+    def _wait(self, timeout_s: float) -> dict[str, int]:
+        """Poll STATUS until done or error; returns it, or {} when time is up."""
+        deadline = time.monotonic() + timeout_s
+        polls = 0
+        while True:
+            # The clock first: a process that was suspended still looks once after the deadline.
+            late = time.monotonic() >= deadline
+            status = self.read_fields("STATUS")
+            if not status["running"] and (status["done"] or status["error"]):
+                return status
+            if late:
+                return {}
+            polls += 1
+            _pause(polls)
+
+
+def _pause(polls: int) -> None:
+    """Spin for the first polls, then sleep a little, then a little longer."""
+    if polls > _SPIN_POLLS:
+        time.sleep(min(_SLEEP_FIRST_S * (polls - _SPIN_POLLS), _SLEEP_MOST_S))
+
+
+def board_at(device: Any, base_address: int) -> Board:
+    """Return the one `Board` of a device and base address; it lives as long as the device.
+
+    `device` None is pynq's active device: the real board.
+
+    Raises
+    ------
+    DeviceNotFound
+        When pynq finds no board.
+    """
+    if device is None:
+        device = active_device()
+    with _boards_lock:
+        # Kept on the device itself: a table of ours would keep devices alive, or needs weak
+        # references to objects that refer back to their key.
+        boards = device.__dict__.setdefault("_shears_boards", {})
+        if base_address not in boards:
+            boards[base_address] = Board(device, base_address)
+        return boards[base_address]
+
+
+def active_device() -> Any:
+    """Return pynq's active device.
+
+    Raises
+    ------
+    DeviceNotFound
+        When there is none.
+    """
+    pynq = import_pynq()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says it
+            return pynq.Device.active_device
+    except RuntimeError as error:
+        raise DeviceNotFound(
+            f"pynq finds no board ({error}); run this on the board, or pass device= a "
+            "sim.SimulatedBoard"
+        ) from error

@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host room: `Accelerator`, a bundle on a board. Give it an image, get logits."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from host.board import Board, active_device, board_at, import_pynq
+from host.errors import (
+    AcceleratorClosed,
+    AcceleratorError,
+    AllocationError,
+    ChecksumError,
+    DeviceNotFound,
+    RunStopped,
+)
+from hwgen.arch import isa, numerics
+from hwgen.arch.bundle import (
+    BASE_CONSTANTS,
+    BASE_INPUT,
+    BASE_OUTPUT,
+    BASE_SCRATCH,
+    Bundle,
+)
+from hwgen.arch.registers import WATCHDOG_DEFAULT_CYCLES
+
+LOG = logging.getLogger("shears.host")
+
+DEFAULT_BASE_ADDRESS = 0x43C0_0000
+"""Where Vivado puts the first slave on a Zynq-7000's GP0."""
+
+IP_NAME = "shears"
+"""Name of the packaged IP: the third part of its VLNV in the overlay's ip_dict."""
+
+_ADDRESS_LIMIT = 1 << 32
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What the last run took.
+
+    Attributes
+    ----------
+    counters
+        Every counter register after the run, by name.
+    pack_seconds, device_seconds, unpack_seconds
+        Quantizing and copying in, from start to done (all attempts), copying out.
+    setup_seconds
+        Reloading constants that another bundle had overwritten; 0 when they were resident.
+    total_seconds
+        From the call to the output's codes.
+    attempts
+        1, or 2 when a transient error was retried.
+    errors
+        Messages of the attempts that failed.
+    """
+
+    counters: dict[str, int]
+    pack_seconds: float
+    setup_seconds: float
+    device_seconds: float
+    unpack_seconds: float
+    total_seconds: float
+    attempts: int
+    errors: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles from start to END."""
+        return self.counters["CYCLES_TOTAL"]
+
+
+class Accelerator:
+    """A bundle, loaded on a board and ready to run.
+
+    Several accelerators may share a board: they take turns under one lock, and their constants
+    stay resident side by side where their placements allow. All methods may be called from
+    several threads.
+
+    Parameters
+    ----------
+    bundle
+        The compiled network.
+    device
+        A pynq Device, a simulated board among them; None is the board this runs on.
+    overlay
+        A `pynq.Overlay`, or the path of a bitstream to load; its ip_dict gives the base address.
+    ip
+        Name of the accelerator in the overlay, where it holds several.
+    base_address
+        Address of the registers; by default the overlay's, or 0x43C00000 without one.
+    timeout_s
+        Longest wait for one program. A hung machine stops itself much earlier (`watchdog_cycles`).
+    watchdog_cycles
+        Cycles without progress after which the hardware stops a run.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that make no sense.
+    DeviceNotFound, WrongHardware, DigestMismatch, AllocationError, RunStopped, AcceleratorTimeout
+        See `host.errors`; nothing stays allocated.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Any = None,
+        *,
+        overlay: Any = None,
+        ip: str | None = None,
+        base_address: int | None = None,
+        timeout_s: float = 30.0,
+        watchdog_cycles: int = WATCHDOG_DEFAULT_CYCLES,
+    ) -> None:
+        if not isinstance(bundle, Bundle):
+            raise TypeError(
+                f"bundle must be a Bundle, not {type(bundle).__name__}; try Bundle.load(folder)"
+            )
+        if not timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0, not {timeout_s!r}")
+        if not 0 <= watchdog_cycles < _ADDRESS_LIMIT:
+            raise ValueError(f"watchdog_cycles must fit 32 bits, not {watchdog_cycles!r}")
+        if overlay is not None:
+            if isinstance(overlay, (str, os.PathLike)):
+                overlay = import_pynq().Overlay(os.fspath(overlay), device=device)
+            device = overlay.device
+            if base_address is None:
+                base_address = find_base_address(overlay.ip_dict, ip)
+        self.bundle = bundle
+        self.timeout_s = timeout_s
+        self.watchdog_cycles = watchdog_cycles
+        self._device = active_device() if device is None else device
+        address = DEFAULT_BASE_ADDRESS if base_address is None else base_address
+        self._board: Board = board_at(self._device, address)
+        self._buffers: dict[str, Any] = {}
+        self._last_run: RunRecord | None = None
+        self._open = True
+        self._lookup = _code_lookup(bundle)
+        self._resident_key = hashlib.sha256(
+            bundle.setup + bundle.constants + repr(bundle.placement).encode()
+        ).hexdigest()
+        try:
+            self.load()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def last_run(self) -> RunRecord | None:
+        """Counters and times of the last run that succeeded; None before the first."""
+        return self._last_run
+
+    def load(self) -> None:
+        """Check the hardware, copy programs and constants, run the setup program.
+
+        The constructor calls it. Call it again after loading a bitstream anew.
+
+        Raises
+        ------
+        WrongHardware, DigestMismatch
+            When the accelerator is not the one the bundle was compiled for.
+        AllocationError
+            When the board has no memory for it.
+        RunStopped, AcceleratorTimeout
+            When the setup program fails (after one retry, for transient errors).
+        """
+        with self._board.lock:
+            self._check_open()
+            self._board.check_identity(self.bundle.config.digest())
+            if not self._buffers:
+                self._allocate()
+            self._copy_constants()
+            self._board.resident.pop(self._resident_key, None)
+            self._attempt(self._ensure_setup)
+
+    def locked(self) -> AbstractContextManager[Any]:
+        """Keep the board for this thread: ``with accelerator.locked(): ...``."""
+        return self._board.lock
+
+    def run(self, image: ArrayLike) -> NDArray[np.float32]:
+        """Run one image through the network.
+
+        Parameters
+        ----------
+        image
+            float32 (C, H, W) or (1, C, H, W); or uint8 (H, W, C), when the bundle was compiled
+            with mean and std.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, a copy: (classes,) for a network that ends in a vector, else (H, W, C).
+
+        Raises
+        ------
+        ValueError
+            For another shape or dtype, NaN or infinity, or a bundle with several outputs.
+        RunStopped, AcceleratorTimeout, AcceleratorClosed
+            See `host.errors`. The board is usable afterwards.
+        """
+        self._check_single_output("run")
+        started = time.perf_counter()
+        codes = self._execute(self._quantize(image), started)[0]
+        return self.bundle.dequantize_output(0, codes)
+
+    def run_int8(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Run int8 codes (H, W, C); returns the output's int8 codes, a copy. Raises as `run`."""
+        self._check_single_output("run_int8")
+        return self.run_outputs_int8(codes)[0]
+
+    def run_outputs_int8(self, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
+        """Run int8 codes (H, W, C); returns every output's int8 codes. Raises as `run`."""
+        return self._execute(codes, time.perf_counter())
+
+    def run_batch(self, images: Iterable[ArrayLike]) -> NDArray[np.float32]:
+        """Run images one after the other; float32 (N, ...), one row each. Raises as `run`.
+
+        `images` may be an array (N, C, H, W) or any iterable of what `run` takes; none at all is
+        a ValueError. `last_run` is the last image's.
+        """
+        results = [self.run(image) for image in images]
+        if not results:
+            raise ValueError("images must hold at least one image, not none")
+        return np.stack(results)
+
+    def close(self) -> None:
+        """Free the DMA memory. Closing again does nothing."""
+        with self._board.lock:
+            if not self._open:
+                return
+            self._open = False
+            buffers, self._buffers = self._buffers, {}
+            status = self._board.read_fields("STATUS") if buffers else {}
+            if (status.get("running") or status.get("resetting")) and (
+                not self._board.soft_reset()
+            ):
+                LOG.error(
+                    "the accelerator does not stop: %d buffers are kept, since it may still "
+                    "write to them; load the bitstream again",
+                    len(buffers),
+                )
+                self._board.quarantine.extend(buffers.values())
+                return
+            for buffer in buffers.values():
+                buffer.freebuffer()
+
+    def __enter__(self) -> Accelerator:
+        """Return the accelerator; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise AcceleratorClosed(
+                f"the accelerator of {self.bundle.name!r} must not be used after close(); "
+                "make another"
+            )
+
+    def _check_single_output(self, method: str) -> None:
+        count = len(self.bundle.outputs)
+        if count != 1:
+            raise ValueError(
+                f"{method} must be used with one output, not {count}; try run_outputs_int8"
+            )
+
+    def _allocate(self) -> None:
+        """Allocate a buffer for each region that is not empty."""
+        bundle = self.bundle
+        sizes = {
+            "setup": len(bundle.setup),
+            "program": len(bundle.program),
+            "constants": len(bundle.constants),
+            "input": bundle.input_bytes,
+            "output": bundle.output_bytes,
+            "scratch": bundle.scratch_bytes,
+        }
+        allocate = import_pynq().allocate
+        try:
+            for name, size in sizes.items():
+                if size:
+                    self._buffers[name] = allocate((size,), dtype="u1", target=self._device)
+        except Exception as error:
+            asked = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
+            self._free_all()
+            raise AllocationError(
+                f"no DMA memory for the {name} of {bundle.name!r}: {size} bytes refused "
+                f"({error or type(error).__name__}); it needs {sum(sizes.values())} bytes in all "
+                f"({asked}); close other accelerators, or enlarge the board's CMA"
+            ) from error
+        for name, buffer in self._buffers.items():
+            address = int(buffer.device_address)
+            alignment = isa.INSTRUCTION_BYTES
+            if address % alignment or address + sizes[name] > _ADDRESS_LIMIT:
+                self._free_all()
+                raise AllocationError(
+                    f"the {name} buffer of {bundle.name!r} must lie below 4 GiB at a multiple of "
+                    f"{alignment} bytes, not at {address:#x}"
+                )
+
+    def _free_all(self) -> None:
+        for buffer in self._buffers.values():
+            buffer.freebuffer()
+        self._buffers = {}
+
+    def _copy_constants(self) -> None:
+        """Write programs and constants to DDR, whatever is there."""
+        for name in ("setup", "program", "constants"):
+            if name in self._buffers:
+                buffer = self._buffers[name]
+                buffer[:] = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
+                buffer.flush()
+
+    def _damage(self) -> str:
+        """Say where DDR differs from the bundle, for a checksum error."""
+        for name in ("setup", "program", "constants"):
+            if name in self._buffers:
+                self._buffers[name].invalidate()
+                good = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
+                wrong = np.flatnonzero(np.asarray(self._buffers[name]) != good)
+                if len(wrong):
+                    return (
+                        f"{name} in DDR differs from the bundle in {len(wrong)} bytes, "
+                        f"first at {wrong[0]}"
+                    )
+        return "programs and constants in DDR equal the bundle's, so the bus read them wrongly"
+
+    def _program(self, name: str) -> None:
+        """Run the setup program or the image program."""
+        used = {
+            BASE_CONSTANTS: "constants",
+            BASE_INPUT: "input",
+            BASE_OUTPUT: "output",
+            BASE_SCRATCH: "scratch",
+        }
+        bases = {
+            index: int(self._buffers[region].device_address) if region in self._buffers else 0
+            for index, region in used.items()
+        }
+        self._board.execute(
+            f"{name} of {self.bundle.name!r}",
+            int(self._buffers[name].device_address),
+            getattr(self.bundle, name),
+            bases,
+            self.watchdog_cycles,
+            self.timeout_s,
+        )
+
+    def _ensure_setup(self) -> None:
+        """Make our constants the resident ones of their region."""
+        board, placement = self._board, self.bundle.placement
+        board.claim()
+        if self._resident_key in board.resident:
+            return
+        # Also without a setup program: then each run streams weights through the region.
+        for key in [k for k, other in board.resident.items() if other.overlaps(placement)]:
+            del board.resident[key]
+        if self.bundle.setup:
+            self._program("setup")
+            board.resident[self._resident_key] = placement
+
+    def _attempt(self, action: Callable[[], None]) -> tuple[str, ...]:
+        """Do `action`, once more after a transient error; returns the messages of failures."""
+        try:
+            action()
+            return ()
+        except RunStopped as error:  # the board has been reset
+            if not error.transient:
+                raise
+            first = error
+        message = f"{first}; {self._damage()}" if isinstance(first, ChecksumError) else str(first)
+        LOG.warning("%s; trying once more", message)
+        self._copy_constants()
+        try:
+            action()
+        except AcceleratorError as error:
+            LOG.error("the second attempt failed too: %s", error)
+            raise error from first
+        return (message,)
+
+    def _execute(self, codes: NDArray[np.int8], started: float) -> tuple[NDArray[np.int8], ...]:
+        """Pack, run, unpack, and keep the record."""
+        raw = self.bundle.pack_input(np.asarray(codes))
+        pack_seconds = time.perf_counter() - started
+        with self._board.lock:
+            self._check_open()
+            copying = time.perf_counter()
+            self._buffers["input"][:] = raw
+            self._buffers["input"].flush()
+            copied = time.perf_counter()
+            setup_seconds = 0.0
+
+            def action() -> None:
+                nonlocal setup_seconds
+                before = time.perf_counter()
+                self._ensure_setup()
+                setup_seconds += time.perf_counter() - before
+                self._program("program")
+
+            errors = self._attempt(action)
+            ran = time.perf_counter()
+            counters = self._board.counters()
+            unpacking = time.perf_counter()
+            output = self._buffers["output"]
+            output.invalidate()
+            outputs = self.bundle.unpack_outputs(np.array(output, dtype=np.uint8))
+            ended = time.perf_counter()
+            self._last_run = RunRecord(
+                counters=counters,
+                pack_seconds=pack_seconds + copied - copying,
+                setup_seconds=setup_seconds,
+                device_seconds=ran - copied - setup_seconds,
+                unpack_seconds=ended - unpacking,
+                total_seconds=ended - started,
+                attempts=1 + len(errors),
+                errors=errors,
+            )
+            return outputs
+
+    def _quantize(self, image: ArrayLike) -> NDArray[np.int8]:
+        """Turn an image into codes (H, W, C); pictures through a table, to the same bits."""
+        array = np.asarray(image)
+        if array.dtype != np.uint8:
+            return self.bundle.quantize_input(array)
+        channels, height, width = self.bundle.input.shape
+        if array.shape != (height, width, channels):
+            raise ValueError(
+                f"a picture for {self.bundle.name!r} must have shape {(height, width, channels)} "
+                f"(H, W, C), not {array.shape}"
+            )
+        if self._lookup is None:
+            raise ValueError(
+                f"an image for {self.bundle.name!r} must be float32 (C, H, W), not uint8: the "
+                "bundle has no mean and std; compile with preprocess=(mean, std)"
+            )
+        return self._lookup[np.arange(channels), array]
+
+
+def _code_lookup(bundle: Bundle) -> NDArray[np.int8] | None:
+    """Codes of every uint8 value, int8 (C, 256), by the bundle's own preprocessing."""
+    if bundle.mean is None or bundle.std is None:
+        return None
+    channels = bundle.input.shape[0]
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], channels, axis=2)
+    real = bundle.preprocess(ramp)
+    codes = numerics.quantize(real, bundle.input.scale, bundle.input.zero_point)
+    return codes.reshape(channels, 256)
+
+
+def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:
+    """Return the base address of the Shears accelerator in an overlay's ip_dict.
+
+    Raises
+    ------
+    DeviceNotFound
+        When `name` is not there, or without a name when not exactly one is a Shears IP.
+    """
+    if name is not None:
+        if name not in ip_dict:
+            raise DeviceNotFound(f"the overlay must hold {name!r}, not only {sorted(ip_dict)}")
+        return int(ip_dict[name]["phys_addr"])
+    found = [key for key, entry in ip_dict.items() if f":{IP_NAME}:" in str(entry.get("type", ""))]
+    if len(found) != 1:
+        raise DeviceNotFound(
+            f"the overlay must hold one Shears accelerator, not {len(found)} {found} among "
+            f"{sorted(ip_dict)}; name it with ip=, or pass base_address="
+        )
+    return int(ip_dict[found[0]]["phys_addr"])
