@@ -33,7 +33,7 @@ setup: .venv/.stamp  ## make .venv with everything that the rest needs
 .venv/.stamp: pyproject.toml constraints.txt | check-tools
 	@echo "setting up .venv (some minutes the first time)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) \
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) \
 	    -c constraints.txt -e '.[all]'
 	@touch $@
 

@@ -30,7 +30,7 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             stem = [*base, *([node.module] if node.module else [])]
-            # `from hwgen import arch` names a package, `from hwgen.arch import isa` may name either.
+            # `from hwgen import arch` names a module: what follows `import` belongs to the name.
             names |= {".".join([*stem, alias.name]) for alias in node.names}
     return names
 
@@ -38,8 +38,11 @@ def imports_of(path: Path) -> set[str]:
 def loaded_by(module: str) -> set[str]:
     """Return the top-level packages that importing `module` loads into a fresh interpreter."""
     code = (
-        "import sys, json; before = set(sys.modules); "
-        f"import {module}; print(json.dumps(sorted(set(sys.modules) - before)))"
+        "import sys, json; before = set(sys.modules)\n"
+        f"import {module}\n"
+        # Cython's bookkeeping sits in sys.modules without a spec: it was never imported.
+        "new = [n for n, m in sys.modules.items() if n not in before and m.__spec__]\n"
+        "print(json.dumps(new))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -50,8 +53,7 @@ def loaded_by(module: str) -> set[str]:
 
 def test_import_linter_contracts_hold() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
-        + ["--no-cache"],
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -87,8 +89,5 @@ def test_the_contract_imports_stdlib_and_numpy_alone() -> None:
 def test_rtl_and_host_see_the_contract_and_themselves_alone(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         for name in imports_of(path):
-            assert (
-                name.partition(".")[0] in (ROOMS ^ ROOMS) | {room}
-                or name.partition(".")[0] not in ROOMS
-                or name.startswith("hwgen.arch")
-            ), (path, name)
+            other_room = name.partition(".")[0] in ROOMS - {room}
+            assert not other_room or name.startswith("hwgen.arch"), (path, name)
