@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generator room: the `shears` command, which joins generator, hardware, simulation and host.
+
+Rooms are imported by the verb that needs them, so that `shears --help` is quick and a board needs
+only what it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+class UsageError(ValueError):
+    """The command line asks for something that does not exist; the message says what does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status (1 after a clear error, 2 for a wrong command line)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        report = arguments.verb(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"shears {arguments.name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        write_json(arguments.json, report)
+    return 0
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Write a report so that the file is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1)
+        file.write("\n")
+    os.replace(temporary, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shears",
+        description="From a PyTorch CNN to a small FPGA: compile, estimate, simulate, emit.",
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[argparse.Namespace], Report]) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").splitlines()[0]
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+        sub.set_defaults(verb=run, name=name)
+        return sub
+
+    sub = verb("compile", _compile)
+    sub.add_argument(
+        "model",
+        help="FILE.py:NAME, package.module:NAME (a module or a function that "
+        "returns one) or FILE.onnx",
+    )
+    sub.add_argument("--weights", type=Path, help="state dict (torch.save) to load")
+    sub.add_argument(
+        "--calibration",
+        type=Path,
+        required=True,
+        help=".npy or .npz (key 'images') of float32 (N, C, H, W)",
+    )
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument("--scheme", default="affine", choices=("affine", "power_of_two"))
+    sub.add_argument("--observer", default="mse", choices=("minmax", "percentile", "mse"))
+    sub.add_argument("--out", type=Path, required=True, help="bundle folder to write")
+
+    sub = verb("estimate", _estimate)
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--board", default="pynq-z2", help="board whose clock and memory to assume")
+
+    sub = verb("run", _run)
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--input", type=Path, help=".npy float32 (N, C, H, W); random if not given")
+    sub.add_argument("--count", type=int, default=1, help="random images to run")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--on", choices=("rtl", "interpreter"), default="rtl")
+
+    sub = verb("emit", _emit)
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument("--out", type=Path, default=Path("build/shears.v"))
+
+    sub = verb("disassemble", _disassemble)
+    sub.add_argument("bundle", type=Path)
+
+    verb("boards", _boards)
+
+    sub = verb("docs", _docs)
+    sub.add_argument("--out", type=Path, default=Path("docs"))
+
+    sub = verb("demo", _demo)
+    sub.add_argument("--out", type=Path, default=Path("build/demo"))
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--frames", type=int, default=64, help="test frames run on the RTL")
+    return parser
+
+
+def _compile(arguments: argparse.Namespace) -> Report:
+    """Compile a PyTorch or ONNX network into a bundle."""
+    from hwgen.backends import program
+    from hwgen.boards import load_board
+    from hwgen.quantize import load_calibration, quantize_model
+
+    board = load_board(arguments.board)
+    calibration = load_calibration(arguments.calibration)
+    model = _load_model(arguments.model, arguments.weights)
+    graph = quantize_model(
+        model, calibration[:1], calibration, scheme=arguments.scheme, observer=arguments.observer
+    )
+    name = Path(arguments.model.partition(":")[0]).stem
+    bundle = program.emit(graph, board.config, name=name)
+    bundle.save(arguments.out)
+    print(f"{arguments.out}: {bundle.macs:,} MACs, {len(bundle.constants):,} bytes of constants")
+    return {"bundle": str(arguments.out), "macs": bundle.macs, "name": name}
+
+
+def _load_model(text: str, weights: Path | None) -> Any:
+    """Load FILE.py:NAME, package.module:NAME or FILE.onnx."""
+    import importlib
+    import importlib.util
+
+    if text.endswith(".onnx"):
+        return Path(text)
+    place, _, name = text.rpartition(":")
+    if not place:
+        raise UsageError(
+            f"MODEL must be FILE.py:NAME, package.module:NAME or FILE.onnx, not {text!r}"
+        )
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        if spec is None or spec.loader is None or not Path(place).is_file():
+            raise UsageError(f"there is no file {place!r}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{error}; give FILE.py:NAME or an installed module") from error
+    if not hasattr(module, name):
+        raise UsageError(f"{place} has no {name!r}; it has {sorted(vars(module))}")
+    import torch
+
+    found = getattr(module, name)
+    model = found if isinstance(found, torch.nn.Module) else found()
+    if weights is not None:
+        model.load_state_dict(torch.load(weights, weights_only=True))
+    return model.eval()
+
+
+def _estimate(arguments: argparse.Namespace) -> Report:
+    """Predict the cycles of a bundle, layer by layer."""
+    from hwgen.arch import Bundle, MemoryTiming, estimate
+    from hwgen.boards import load_board
+
+    bundle, board = Bundle.load(arguments.bundle), load_board(arguments.board)
+    result = estimate(bundle, MemoryTiming(board.read_latency_cycles))
+    milliseconds = 1000 * result.cycles / board.accelerator_hz
+    rows = []
+    for record, cycles in zip(bundle.layers, result.layer_cycles, strict=True):
+        peak = bundle.config.macs_per_cycle * max(1, cycles)
+        rows.append(
+            {
+                "layer": record.name,
+                "kind": record.kind,
+                "macs": record.macs,
+                "cycles": cycles,
+                "mac_utilisation": record.macs / peak,
+            }
+        )
+    _table(
+        f"{bundle.name}: {result.cycles:,} cycles, {milliseconds:.3f} ms at "
+        f"{board.accelerator_hz / 1e6:g} MHz, set-up {result.setup_cycles:,} cycles once",
+        ("layer", "kind", "MACs", "cycles", "MACs busy"),
+        [
+            (
+                r["layer"],
+                r["kind"],
+                f"{r['macs']:,}",
+                f"{r['cycles']:,}",
+                f"{100 * r['mac_utilisation']:.1f} %",
+            )
+            for r in rows
+        ],
+    )
+    return {
+        "cycles": result.cycles,
+        "setup_cycles": result.setup_cycles,
+        "milliseconds": milliseconds,
+        "clock_hz": board.accelerator_hz,
+        "macs": bundle.macs,
+        "layers": rows,
+    }
+
+
+def _run(arguments: argparse.Namespace) -> Report:
+    """Run images through the simulated RTL (or the interpreter) and check every bit."""
+    import numpy as np
+
+    from hwgen.arch import Bundle, GoldenRun
+
+    bundle = Bundle.load(arguments.bundle)
+    if arguments.input:
+        images = np.load(arguments.input).astype(np.float32)
+    else:
+        rng = np.random.default_rng(arguments.seed)
+        images = rng.normal(size=(arguments.count, *bundle.input.shape)).astype(np.float32)
+    golden = GoldenRun(bundle)
+    results, mismatches, counters = [], 0, {}
+    wanted = [golden.run(bundle.quantize_input(image)) for image in images]
+    if arguments.on == "rtl":
+        import host
+        import sim
+
+        with sim.SimulatedBoard(bundle) as board:
+            accelerator = host.Accelerator(bundle, device=board)
+            for image, want in zip(images, wanted, strict=True):
+                logits = accelerator.run(image)
+                expected = bundle.dequantize_output(0, want[0])
+                mismatches += int(not np.array_equal(logits, expected))
+                results.append(np.asarray(logits).ravel().tolist())
+                counters = dict(accelerator.last_run.counters)
+    else:
+        results = [bundle.dequantize_output(0, want[0]).ravel().tolist() for want in wanted]
+    print(f"{len(images)} images on the {arguments.on}, {mismatches} differ from the golden model")
+    for name, value in counters.items():
+        print(f"  {name:18s} {value:,}")
+    if mismatches:
+        raise RuntimeError(f"{mismatches} of {len(images)} results differ from the golden model")
+    return {"logits": results, "mismatches": mismatches, "counters": counters}
+
+
+def _emit(arguments: argparse.Namespace) -> Report:
+    """Write the accelerator's Verilog for a board's configuration."""
+    from rtl.emit import write_verilog
+
+    from hwgen.boards import load_board
+
+    board = load_board(arguments.board)
+    write_verilog(board.config, arguments.out)
+    lines = len(arguments.out.read_text(encoding="utf-8").splitlines())
+    print(f"{arguments.out}: {lines:,} lines, digest {board.config.digest():016x}")
+    return {"verilog": str(arguments.out), "lines": lines, "config": board.config.to_dict()}
+
+
+def _disassemble(arguments: argparse.Namespace) -> Report:
+    """Print a bundle's programs, one instruction a line."""
+    from hwgen.arch import Bundle, isa
+
+    bundle = Bundle.load(arguments.bundle)
+    setup, program = isa.disassemble(bundle.setup), isa.disassemble(bundle.program)
+    print(f"setup\n{setup}\nprogram\n{program}")
+    return {"setup": setup.splitlines(), "program": program.splitlines()}
+
+
+def _boards(arguments: argparse.Namespace) -> Report:
+    """List the boards and what each offers."""
+    from dataclasses import asdict
+
+    from hwgen.boards import board_names, load_board
+
+    boards = [load_board(name) for name in board_names()]
+    _table(
+        "boards",
+        ("board", "part", "flow", "MHz", "DSP", "BRAM36", "LUT", "array"),
+        [
+            (
+                b.key,
+                b.part,
+                b.flow,
+                f"{b.accelerator_hz / 1e6:g}",
+                f"{b.budget.dsp}",
+                f"{b.budget.bram36}",
+                f"{b.budget.lut:,}",
+                f"{b.config.tn} x {b.config.ti} x {b.config.tp}",
+            )
+            for b in boards
+        ],
+    )
+    return {"boards": [asdict(board) for board in boards]}
+
+
+def _docs(arguments: argparse.Namespace) -> Report:
+    """Write the reference pages (instruction set, register map) from the contract."""
+    from hwgen.reference import write_pages
+
+    pages = write_pages(arguments.out)
+    print("\n".join(map(str, pages)))
+    return {"pages": [str(page) for page in pages]}
+
+
+def _demo(arguments: argparse.Namespace) -> Report:
+    """Train, compress, compile and run the demo on simulated RTL, and report."""
+    from sim.demo import run_demo
+
+    return run_demo(arguments.out, seed=arguments.seed, frames=arguments.frames)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
