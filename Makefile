@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist workste
 BENCHMARKS := $(wildcard benchmarks/__main__.py)
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Name every missing tool at once, each with the Debian package that brings it.
 check-tools:

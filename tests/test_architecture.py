@@ -41,8 +41,8 @@ def loaded_by(module: str) -> set[str]:
         "import sys, json; before = set(sys.modules)\n"
         f"import {module}\n"
         # Cython's bookkeeping sits in sys.modules without a spec: it was never imported.
-        "new = [n for n, m in sys.modules.items() if n not in before and m.__spec__]\n"
-        "print(json.dumps(new))"
+        "new = [n for n, m in sys.modules.items() if getattr(m, '__spec__', None)]\n"
+        "print(json.dumps(sorted(set(new) - before)))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
