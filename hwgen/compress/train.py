@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: the small training loop that everything else here retrains with."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MEAN = 0.5
+STD = 0.25
+"""Every network here is fed ``(pixel / 255 - MEAN) / STD``, all three channels alike."""
+
+MASK = "weight_mask"
+"""Buffer beside a weight: 0 where a reduced kernel holds its exact zeros."""
+
+Samples = Callable[[int], tuple[np.ndarray, np.ndarray]]
+"""From an epoch's number to its images (N, H, W, 3) uint8 and targets (N, ...)."""
+
+Tick = Callable[[str, int, int], None]
+"""Progress: what is being done, steps done, steps in all."""
+
+
+def normalise(images: np.ndarray) -> Tensor:
+    """Map (N, H, W, 3) uint8 to the (N, 3, H, W) float32 that the networks take."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    return ((x / 255.0 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Knobs of one training.
+
+    Attributes
+    ----------
+    epochs, batch_size, seed
+        The usual.
+    optimizer
+        "adamw", or "sgd" with momentum 0.9.
+    learning_rate
+        The peak: linear warm-up over ``warmup`` of all steps, then a cosine to zero.
+    weight_decay
+        Applied to weights of two axes or more.
+    label_smoothing
+        Of the cross-entropy.
+    distill_weight, distill_temperature
+        Share of the distillation loss (Hinton et al., 2015) when a teacher is given.
+    loss
+        "cross_entropy", or "smooth_l1" / "mse" for regression.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    distill_weight: float = 0.5
+    distill_temperature: float = 2.0
+    loss: Literal["cross_entropy", "smooth_l1", "mse"] = "cross_entropy"
+    seed: int = 0
+
+
+@dataclass
+class TrainReport:
+    """What a training did: mean loss of each epoch, and the seconds it took."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def apply_masks(model: nn.Module) -> None:
+    """Put the exact zeros of reduced kernels back, after a step of an optimizer."""
+    with torch.no_grad():
+        for module in model.modules():
+            mask = getattr(module, MASK, None)
+            if mask is not None:
+                module.weight.mul_(mask)
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    config: TrainConfig,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Tick | None = None,
+    name: str = "training",
+) -> tuple[nn.Module, TrainReport]:
+    """Train a copy of ``model``.
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    samples
+        Called once an epoch; may return other crops each time.
+    config
+        The knobs.
+    teacher
+        If given, its softened answers on the same images are learned too (classification only).
+    checkpoint
+        A file kept up to date after every epoch; a run that finds one of the same config goes on
+        from there. Removed by nobody.
+    progress, name
+        Called after each batch.
+
+    Returns
+    -------
+    tuple
+        The trained copy, in eval mode, and the report.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint belongs to another config, or the loss is not finite.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    report = TrainReport()
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    optimizer = _optimizer(model, config)
+    first_epoch = 0
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        state = torch.load(path, weights_only=True)
+        if state["config"] != asdict(config):
+            raise ValueError(
+                f"{path} must belong to this training, not to {state['config']!r}; "
+                "try deleting it or naming another file"
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch = state["epoch"]
+        report = TrainReport(**state["report"])
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).eval()
+    for epoch in range(first_epoch, config.epochs):
+        rng = np.random.default_rng((config.seed, epoch))
+        torch.manual_seed(config.seed * 1000 + epoch)  # dropout
+        images, targets = samples(epoch)
+        target = torch.from_numpy(np.ascontiguousarray(targets))
+        order = rng.permutation(len(images))
+        steps = -(-len(order) // config.batch_size)
+        model.train()
+        total = 0.0
+        for step in range(steps):
+            index = order[step * config.batch_size : (step + 1) * config.batch_size]
+            if len(index) < 2:  # batch norm needs two
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = _rate(config, epoch * steps + step, config.epochs * steps)
+            x = normalise(images[index])
+            y = model(x)
+            loss = _loss(config, y, target[torch.from_numpy(index)])
+            if teacher is not None and config.distill_weight > 0:
+                with torch.no_grad():
+                    soft = teacher(x)
+                t = config.distill_temperature
+                distilled = functional.kl_div(
+                    functional.log_softmax(y / t, 1),
+                    functional.log_softmax(soft / t, 1),
+                    reduction="batchmean",
+                    log_target=True,
+                )
+                w = config.distill_weight
+                loss = (1 - w) * loss + w * t * t * distilled
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"{name}: the loss must be finite, not {loss.item()!r} in epoch {epoch}; "
+                    "try a smaller learning_rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            apply_masks(model)
+            total += loss.item() * len(index)
+            if progress is not None:
+                progress(name, epoch * steps + step + 1, config.epochs * steps)
+        report.losses.append(total / len(order))
+        if path is not None:
+            seconds = time.perf_counter() - wall, time.process_time() - cpu
+            snapshot = TrainReport(
+                report.losses, report.seconds + seconds[0], report.cpu_seconds + seconds[1]
+            )
+            save_atomically(
+                {
+                    "config": asdict(config),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                    "report": asdict(snapshot),
+                },
+                path,
+            )
+    report.seconds += time.perf_counter() - wall
+    report.cpu_seconds += time.process_time() - cpu
+    return model.eval(), report
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer, sparing biases and batch norms from weight decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    raise ValueError(f"optimizer must be 'adamw' or 'sgd', not {config.optimizer!r}")
+
+
+def _rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step: linear warm-up, then cosine to zero."""
+    warm = max(1, int(steps * config.warmup))
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    return config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
+    """Return the loss that the config names."""
+    if config.loss == "cross_entropy":
+        return functional.cross_entropy(y, target, label_smoothing=config.label_smoothing)
+    if config.loss == "smooth_l1":
+        # Boxes are fractions of the frame: beyond a twentieth of it an error counts linearly.
+        return functional.smooth_l1_loss(y, target, beta=0.05)
+    if config.loss == "mse":
+        return functional.mse_loss(y, target)
+    raise ValueError(f"loss must be cross_entropy, smooth_l1 or mse, not {config.loss!r}")
+
+
+def save_atomically(state: dict[str, Any], path: str | Path) -> None:
+    """``torch.save`` so that the file is either the old one or all of the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def batches(images: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
+    """Yield (n, H, W, 3) uint8 images as normalised batches."""
+    for start in range(0, len(images), batch_size):
+        yield normalise(images[start : start + batch_size])
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode."""
+    was_training = model.training
+    model.eval()
+    outputs = [model(x).numpy() for x in batches(images)]
+    model.train(was_training)
+    return np.concatenate(outputs)
+
+
+def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of images whose largest logit is the label's."""
+    return float((predict(model, images).argmax(axis=1) == labels).mean())
+
+
+@torch.no_grad()
+def reestimate_bn(model: nn.Module, images: np.ndarray) -> nn.Module:
+    """Return a copy whose batch norms' statistics are those of ``images``, each counted once."""
+    model = copy.deepcopy(model).eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    for x in batches(images):
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
