@@ -102,10 +102,10 @@ class Graph:
                 name = alias[name]
             return name
 
-        linked = {
-            name: node.updated(inputs=tuple(resolve(i, name) for i in node.inputs))
-            for name, node in nodes.items()
-        }
+        linked = {}
+        for name, node in nodes.items():
+            inputs = tuple(resolve(i, name) for i in node.inputs)
+            linked[name] = node if inputs == node.inputs else node.updated(inputs=inputs)
         outputs = tuple(resolve(name) for name in self.outputs)
         ordered = _sorted(linked, (*self.inputs, *outputs))
         return Graph(ordered, self.inputs, outputs, level or self.level)
