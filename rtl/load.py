@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware room: the load engine, DDR to scratchpad, SB and tap buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import crc, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hwgen.arch import isa
+from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.isa import LoadTarget, Queue
+from hwgen.arch.registers import BASE_COUNT, ErrorCode
+from rtl.axi import ADDRESS_BITS, BEAT_BYTES_LOG2, DATA_BITS
+from rtl.dispatch import PAYLOADS
+from rtl.layouts import TAP, completion, error_report
+from rtl.streams import BEAT_COUNT_BITS, READ_BEAT, TRANSFER, StreamFifo, scratchpad_word
+from rtl.unpacker import Unpacker, destination_bits, row_job
+
+
+class LoadIssuer(wiring.Component):
+    """Front half of the load engine: checks a LOAD, asks for its rows, passes a job on.
+
+    It runs ahead of the data: up to `JOBS` instructions may have rows asked for. What is wrong
+    with an instruction travels with its job, so that errors are raised in program order; only a
+    row past the end of the address space is raised here.
+
+    Timing: an instruction accepted in cycle 0 has its first row on `request` in cycle
+    `REQUEST_LATENCY`; a row a cycle.
+    """
+
+    JOBS = 4
+    REQUEST_LATENCY = 3
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "instruction": In(stream.Signature(PAYLOADS[Queue.LOAD])),
+                "bases": In(ADDRESS_BITS).array(BASE_COUNT),
+                "request": Out(stream.Signature(TRANSFER)),
+                "job": Out(stream.Signature(row_job(config))),
+                "error": Out(error_report()),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        """IDLE: take it; ADDRESS: add the base; CHECK: pass the job; ROWS: one a cycle."""
+        m = Module()
+        instruction = Signal(PAYLOADS[Queue.LOAD], reset_less=True)
+        f = instruction.fields
+        base = Signal(ADDRESS_BITS, reset_less=True)
+        address = Signal(ADDRESS_BITS + 1, reset_less=True)
+        row_beats = Signal(BEAT_COUNT_BITS, reset_less=True)
+        limit = Signal(ADDRESS_BITS + 1, reset_less=True)
+        rows_left = Signal(16, reset_less=True)
+        bad = Signal(reset_less=True)
+        m.submodules.jobs = jobs = StreamFifo(row_job(self.config), self.JOBS)
+        wiring.connect(m, jobs.output, wiring.flipped(self.job))
+        self._describe(m, instruction, bad, jobs.input.payload)
+        m.d.comb += [
+            self.request.payload.address.eq(address),
+            self.request.payload.beats.eq(row_beats),
+            self.error.code.eq(ErrorCode.ADDRESS_RANGE),
+            self.error.index.eq(instruction.index),
+        ]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.instruction.ready.eq(1)
+                chosen = self.instruction.payload.fields.base
+                m.d.sync += [
+                    instruction.eq(self.instruction.payload),
+                    base.eq(Array(self.bases)[chosen]),
+                ]
+                with m.If(self.instruction.valid):
+                    m.next = "ADDRESS"
+            with m.State("ADDRESS"):
+                m.d.sync += [
+                    address.eq(base + f.offset_bytes),
+                    row_beats.eq((f.row_bytes + BEAT_BYTES - 1) >> BEAT_BYTES_LOG2),
+                    rows_left.eq(f.rows),
+                    bad.eq(self._is_bad(f) | base[:BEAT_BYTES_LOG2].any()),
+                ]
+                m.next = "CHECK"
+            with m.State("CHECK"):
+                m.d.sync += limit.eq((1 << ADDRESS_BITS) - (row_beats << BEAT_BYTES_LOG2))
+                m.d.comb += jobs.input.valid.eq(1)
+                with m.If(jobs.input.ready):
+                    m.next = "ROWS"
+                    with m.If(bad):
+                        m.next = "BAD"
+            with m.State("ROWS"):
+                m.d.comb += [
+                    self.error.valid.eq(address > limit),
+                    self.request.valid.eq(~self.error.valid),
+                ]
+                with m.If(self.request.valid & self.request.ready):
+                    m.d.sync += [
+                        address.eq(address + f.pitch_bytes),
+                        rows_left.eq(rows_left - 1),
+                    ]
+                    with m.If(rows_left == 1):
+                        m.next = "IDLE"
+                with m.If(self.error.valid):
+                    m.next = "BAD"
+            with m.State("BAD"):
+                pass  # the error, here or behind the jobs before it, stops the run
+        return m
+
+    def _is_bad(self, f: Any) -> Any:
+        """Whether a count is zero, or a size or an alignment is not allowed."""
+        low = BEAT_BYTES_LOG2
+        row = self.config.synapse_row_bytes
+        words = (
+            (f.words_per_row == 0)
+            | (f.step_bytes == 0)
+            | (f.take_bytes == 0)
+            | (f.take_bytes > self.config.ti)
+        )
+        return (
+            (f.rows == 0)
+            | (f.row_bytes == 0)
+            | f.offset_bytes[:low].any()
+            | f.pitch_bytes[:low].any()
+            | (f.target > max(LoadTarget))
+            | ((f.target == LoadTarget.SCRATCHPAD) & words)
+            | ((f.target != LoadTarget.SCRATCHPAD) & (f.rows != 1))
+            | ((f.target == LoadTarget.SYNAPSE) & f.row_bytes[: row.bit_length() - 1].any())
+            | ((f.target == LoadTarget.TAP) & f.row_bytes[:low].any())
+        )
+
+    def _describe(self, m: Module, instruction: Any, bad: Signal, job: Any) -> None:
+        """Describe a buffer load as a row of dense words: of ti bytes for SB, of 8 for taps."""
+        f, config = instruction.fields, self.config
+        m.d.comb += [
+            job.error.eq(Mux(bad, ErrorCode.BAD_FIELD, ErrorCode.NONE)),
+            job.index.eq(instruction.index),
+            job.signals.eq(Cat(f[f"signal_{q.name.lower()}"] for q in Queue)),
+            *(job[name].eq(f[name]) for name in ("target", "check", "crc32", "row_bytes", "rows")),
+            job.destination.eq(f.destination),
+            job.destination_pitch.eq(f.destination_pitch),
+            job.words.eq(f.words_per_row),
+            job.lead.eq(f.lead_bytes),
+            job.step.eq(f.step_bytes),
+            job.take.eq(f.take_bytes),
+            job.pad.eq(f.pad_value),
+        ]
+        with m.If(f.target != LoadTarget.SCRATCHPAD):
+            unit = Mux(f.target == LoadTarget.SYNAPSE, config.ti, isa.TAP_BYTES)
+            m.d.comb += [job.lead.eq(0), job.step.eq(unit), job.take.eq(unit)]
+        with m.If(f.target == LoadTarget.SYNAPSE):
+            m.d.comb += [
+                job.words.eq(f.row_bytes >> (config.ti.bit_length() - 1)),
+                job.destination.eq(f.destination << (config.tn.bit_length() - 1)),
+            ]
+        with m.If(f.target == LoadTarget.TAP):
+            m.d.comb += job.words.eq(f.row_bytes >> BEAT_BYTES_LOG2)
+
+
+class LoadEngine(wiring.Component):
+    """LOAD as `hwgen.arch.isa` defines it.
+
+    `complete` is high in one cycle, after the last word was accepted by its memory. Errors:
+    BAD_FIELD and ADDRESS_RANGE of the instruction, READ_SLVERR and READ_DECERR of its beats,
+    DATA_CHECKSUM at its end. After an error the engine must be reset.
+
+    Timing, with L the cycles from `arvalid` to the first beat: the first beat is used
+    LoadIssuer.REQUEST_LATENCY + ReadMaster.REQUEST_LATENCY + L + ReadMaster.RESPONSE_LATENCY
+    cycles after the instruction is accepted; then each row takes max(beats, words) (a little
+    more where step does not divide 8) + Unpacker.ROW_CYCLES; then `COMPLETE_LATENCY`
+    cycles. The requests of the next LOAD leave while these data come.
+    """
+
+    START_CYCLES = 1
+    COMPLETE_LATENCY = Unpacker.WORD_LATENCY + 2
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        super().__init__(
+            {
+                "instruction": In(stream.Signature(PAYLOADS[Queue.LOAD])),
+                "bases": In(ADDRESS_BITS).array(BASE_COUNT),
+                "request": Out(stream.Signature(TRANSFER)),
+                "data": In(stream.Signature(READ_BEAT)),
+                "scratchpad": Out(stream.Signature(scratchpad_word(config))),
+                "synapse": Out(
+                    wiring.Signature(
+                        {
+                            "valid": Out(1),
+                            "row": Out(config.synapse_address_bits),
+                            "slot": Out(range(config.tn)),
+                            "data": Out(8 * config.ti),
+                        }
+                    )
+                ),
+                "taps": Out(
+                    wiring.Signature(
+                        {
+                            "valid": Out(1),
+                            "address": Out(config.tap_address_bits),
+                            "data": Out(TAP),
+                        }
+                    )
+                ),
+                "complete": Out(completion()),
+                "error": Out(error_report()),
+            }
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        """Issuer, unpacker, checksum, and the writer into the three memories."""
+        m = Module()
+        m.submodules.issuer = issuer = LoadIssuer(self.config)
+        m.submodules.unpacker = unpacker = Unpacker(self.config)
+        wiring.connect(m, wiring.flipped(self.instruction), issuer.instruction)
+        wiring.connect(m, issuer.request, wiring.flipped(self.request))
+        m.d.comb += [b.eq(mine) for b, mine in zip(issuer.bases, self.bases, strict=True)]
+
+        job = Signal(row_job(self.config), reset_less=True)
+        rows_left = Signal(16, reset_less=True)
+        destination = Signal(destination_bits(self.config), reset_less=True)
+        m.d.comb += [
+            unpacker.job.eq(job),
+            unpacker.destination.eq(destination),
+            unpacker.beats.valid.eq(self.data.valid),
+            unpacker.beats.payload.eq(self.data.payload.data),
+            self.data.ready.eq(unpacker.beats.ready),
+            # The weakest error first: a later assignment wins.
+            self.error.valid.eq(issuer.error.valid),
+            self.error.code.eq(issuer.error.code),
+            self.error.index.eq(issuer.error.index),
+        ]
+        first_row = Signal()
+        m.submodules.crc = check = crc.Processor(crc.catalog.CRC32_ETHERNET(DATA_BITS))
+        accepted = self.data.valid & self.data.ready
+        m.d.sync += [
+            check.data.eq(self.data.payload.data),
+            check.valid.eq(accepted),
+            check.start.eq(first_row),
+        ]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += issuer.job.ready.eq(1)
+                m.d.sync += [
+                    job.eq(issuer.job.payload),
+                    rows_left.eq(issuer.job.payload.rows),
+                    destination.eq(issuer.job.payload.destination),
+                ]
+                with m.If(issuer.job.valid):
+                    m.next = "FIRST"
+            with m.State("FIRST"):
+                m.d.comb += first_row.eq(1)
+                with m.If(job.error != ErrorCode.NONE):
+                    self._report(m, job, job.error)
+                    m.next = "STOPPED"
+                with m.Else():
+                    self._start_row(m, unpacker, destination, rows_left, job)
+                    m.next = "ROWS"
+            with m.State("ROWS"):
+                with m.If(unpacker.done):
+                    with m.If(rows_left == 0):
+                        m.next = "FLUSH"
+                    with m.Else():
+                        self._start_row(m, unpacker, destination, rows_left, job)
+            with m.State("FLUSH"):
+                with m.If(unpacker.empty):
+                    m.next = "COMPLETE"
+            with m.State("COMPLETE"):
+                with m.If(job.check & (check.crc != job.crc32)):
+                    self._report(m, job, ErrorCode.DATA_CHECKSUM)
+                    m.next = "STOPPED"
+                with m.Else():
+                    m.d.comb += self.complete.valid.eq(1)
+                    m.next = "IDLE"
+            with m.State("STOPPED"):
+                pass
+        m.d.comb += [
+            getattr(self.complete, f"signal_{q.name.lower()}").eq(job.signals[q]) for q in Queue
+        ]
+        response = self.data.payload.response
+        with m.If(accepted & response[1]):
+            code = Mux(response[0], ErrorCode.READ_DECERR, ErrorCode.READ_SLVERR)
+            self._report(m, job, code)
+        self._write(m, unpacker, job)
+        return m
+
+    def _report(self, m: Module, job: Any, code: Any) -> None:
+        m.d.comb += [
+            self.error.valid.eq(1),
+            self.error.code.eq(code),
+            self.error.index.eq(job.index),
+        ]
+
+    @staticmethod
+    def _start_row(
+        m: Module, unpacker: Unpacker, destination: Any, rows_left: Any, job: Any
+    ) -> None:
+        m.d.comb += unpacker.start.eq(1)
+        m.d.sync += [
+            destination.eq(destination + job.destination_pitch),
+            rows_left.eq(rows_left - 1),
+        ]
+
+    def _write(self, m: Module, unpacker: Unpacker, job: Any) -> None:
+        """Hand words to the memory that they are for; past its end is an error, never a wrap."""
+        config, words = self.config, unpacker.words
+        place, word = words.payload.destination, words.payload.data
+        slot_bits = config.tn.bit_length() - 1
+        outside = Signal()
+        m.d.comb += [
+            self.scratchpad.payload.address.eq(place),
+            self.scratchpad.payload.data.eq(word),
+            self.synapse.row.eq(place >> slot_bits),
+            self.synapse.slot.eq(place),
+            self.synapse.data.eq(word),
+            self.taps.address.eq(place),
+            self.taps.data.eq(word[: TAP.size]),
+        ]
+        with m.Switch(job.target):
+            with m.Case(LoadTarget.SCRATCHPAD):
+                m.d.comb += [
+                    outside.eq(place >= config.scratchpad_words),
+                    self.scratchpad.valid.eq(words.valid & ~outside),
+                    words.ready.eq(self.scratchpad.ready),
+                ]
+            with m.Case(LoadTarget.SYNAPSE):
+                m.d.comb += [
+                    outside.eq(place >= config.synapse_rows << slot_bits),
+                    self.synapse.valid.eq(words.valid & ~outside),
+                    words.ready.eq(1),
+                ]
+            with m.Default():  # TAP; other targets were refused by the issuer
+                m.d.comb += [
+                    outside.eq(place >= config.tap_entries),
+                    self.taps.valid.eq(words.valid & ~outside),
+                    words.ready.eq(1),
+                ]
+        with m.If(words.valid & outside):
+            self._report(m, job, ErrorCode.ADDRESS_RANGE)
