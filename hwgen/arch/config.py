@@ -36,7 +36,8 @@ class AcceleratorConfig:
     tap_entries
         Entries of the tap buffer. A power of two.
     max_burst_beats, outstanding_reads
-        AXI4 bursts: beats of 8 bytes in one (1 to 16), reads in flight (1 to 16).
+        AXI4 bursts: beats of 8 bytes in one (a power of two, 1 to 16, so that no burst crosses
+        a 4 KiB boundary), reads in flight (1 to 16).
     queue_depth
         Instructions each of the three queues holds ahead of execution. A power of two.
     """
@@ -84,6 +85,10 @@ class AcceleratorConfig:
         for name in ("max_burst_beats", "outstanding_reads"):
             if getattr(self, name) > 16:
                 raise ValueError(f"{name} must be 1 to 16, not {getattr(self, name)!r}")
+        if self.max_burst_beats & (self.max_burst_beats - 1):
+            raise ValueError(
+                f"max_burst_beats must be a power of two, not {self.max_burst_beats!r}"
+            )
 
     @property
     def scratchpad_words(self) -> int:
