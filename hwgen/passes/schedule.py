@@ -39,7 +39,7 @@ from hwgen.arch.bundle import (
 )
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import LoadTarget, Opcode
-from hwgen.arch.timing import MIN_STEP_GAP_CYCLES, READ_AFTER_WRITE_CYCLES
+from hwgen.arch.timing import MIN_STEP_GAP_CYCLES, read_after_write_cycles
 from hwgen.ir.graph import Graph
 from hwgen.ir.machine import Group, MachineGraph, MachineLayer, Tap, TensorLayout
 
@@ -398,7 +398,8 @@ def _set_start_delays(
     Time is counted in steps as if no COMPUTE ever waited for a token; real waits only move later
     ones further away. `readable[word]` is the first cycle in which a step may read the word.
     """
-    readable = np.full(config.scratchpad_words, -READ_AFTER_WRITE_CYCLES, dtype=np.int64)
+    distance = read_after_write_cycles(config)
+    readable = np.full(config.scratchpad_words, -distance, dtype=np.int64)
     last_step = slot_end = -1
     for work, instruction in zip(works, compute, strict=True):
         f = instruction.fields
@@ -410,13 +411,13 @@ def _set_start_delays(
         f["start_delay"] = min(start - last_step, isa.COMPUTE.by_name["start_delay"].maximum)
         pairs = -(-f["output_width"] // config.tp)
         count = f["output_height"] * pairs
-        tail = np.arange(max(0, count - READ_AFTER_WRITE_CYCLES), count)
+        tail = np.arange(max(0, count - distance), count)
         for p in range(config.tp):
             y, x = tail // pairs, tail % pairs * config.tp + p
             keep = x < f["output_width"]
             word = f["output_address"] + y * f["output_row_step"] + x * f["output_pixel_step"]
-            done = start + tail * interval + f["tap_count"] - 1 + p
-            readable[word[keep]] = done[keep] + READ_AFTER_WRITE_CYCLES
+            done = start + tail * interval + f["tap_count"] - 1
+            readable[word[keep]] = done[keep] + distance
         slot_end = start + count * interval - 1
         last_step = slot_end - interval + f["tap_count"]
 
@@ -424,12 +425,12 @@ def _set_start_delays(
 def _first_reads(
     f: dict[str, int], taps: tuple[Tap, ...], interval: int, config: AcceleratorConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Words read in the first READ_AFTER_WRITE_CYCLES steps, and each one's step number.
+    """Words read in the first steps, while older writes are under way, and each one's step number.
 
     A residual is read later than its pixel's first step, and counted as if read then.
     """
     pairs = -(-f["output_width"] // config.tp)
-    count = min(f["output_height"] * pairs, -(-READ_AFTER_WRITE_CYCLES // interval))
+    count = min(f["output_height"] * pairs, -(-read_after_write_cycles(config) // interval))
     pixel = np.arange(count)
     offset, dy, dx = (np.array([getattr(t, n) for t in taps]) for n in ("offset", "dy", "dx"))
     words, times = [], []
