@@ -151,7 +151,7 @@ class Board:
             self.forget()
             self.write(MARK_REGISTER, self._mark)
         status = self.read_fields("STATUS")
-        if status["running"] or status["error"] or status["resetting"]:
+        if status["error"] or not status["idle"]:
             LOG.warning("the accelerator was left in STATUS %s; soft reset", status)
             if not self.soft_reset():
                 raise AcceleratorTimeout(
@@ -210,6 +210,7 @@ class Board:
         for index, base in bases.items():
             self.write(f"BASE{index}", base)
         try:
+            self._clear_events()
             self.command("start")
             finished = self._wait(timeout_s)
         except BaseException:  # KeyboardInterrupt too: nothing may go on writing to our buffers
@@ -227,15 +228,28 @@ class Board:
             family = FAMILIES.get(error["code"], RunStopped)
             raise family(what, error["code"], error["queue"], instruction, program, detail)
 
+    def _clear_events(self) -> None:
+        """Clear IRQ_STATUS and see that it is clear: an event after this is the next run's.
+
+        Reads and writes take separate ways to the accelerator. A STATUS read that overtakes the
+        start would otherwise find the previous run done, and hand out its result.
+        """
+        self.write("IRQ_STATUS", BY_NAME["IRQ_STATUS"].layout.pack({"done": 1, "error": 1}))
+        for _ in range(_SPIN_POLLS):
+            if not self.read("IRQ_STATUS"):
+                return
+        raise WrongHardware("IRQ_STATUS must read 0 after clearing it; load the bitstream again")
+
     def _wait(self, timeout_s: float) -> dict[str, int]:
-        """Poll STATUS until done or error; returns it, or {} when time is up."""
+        """Poll STATUS until this run is done or stopped; returns it, or {} when time is up."""
         deadline = time.monotonic() + timeout_s
         polls = 0
         while True:
             # The clock first: a process that was suspended still looks once after the deadline.
             late = time.monotonic() >= deadline
             status = self.read_fields("STATUS")
-            if not status["running"] and (status["done"] or status["error"]):
+            over = not status["running"] and (status["done"] or status["error"])
+            if over and self.read("IRQ_STATUS"):
                 return status
             if late:
                 return {}

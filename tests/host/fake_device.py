@@ -128,6 +128,8 @@ class FakeDevice(Device):
                 self._start()
         elif BY_NAME[name].access is Access.READ_WRITE:
             self.registers[name] = value
+        elif BY_NAME[name].access is Access.WRITE_CLEAR:
+            self.registers[name] &= ~value
 
     def _soft_reset(self) -> None:
         if self.stuck_reset:
@@ -167,10 +169,8 @@ class FakeDevice(Device):
         self._left -= 1
         if self._left > 0:
             return
-        self.status.update(idle=1, running=0)
-        if self._outcome is None:
-            self.status["done"] = 1
-        else:
-            if not self.registers["ERROR"]:
-                self._set_error(int(self._outcome), 1, 2)
-            self.status.update(idle=0, error=1)
+        event = "done" if self._outcome is None else "error"
+        self.status.update({"idle": 1, "running": 0, event: 1})
+        self.registers["IRQ_STATUS"] |= BY_NAME["IRQ_STATUS"].layout.pack({event: 1})
+        if self._outcome is not None and not self.registers["ERROR"]:
+            self._set_error(int(self._outcome), 1, 2)

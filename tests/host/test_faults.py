@@ -13,7 +13,7 @@ import host
 from host.board import board_at
 from host.errors import FAMILIES, instruction_text
 from hwgen.arch import isa
-from hwgen.arch.registers import ERROR_HINTS, ErrorCode
+from hwgen.arch.registers import BY_NAME, ERROR_HINTS, ErrorCode
 from tests.host.fake_device import HANG, FakeDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
 
@@ -145,6 +145,25 @@ def test_an_interrupted_wait_stops_the_hardware(accelerator, device, weight, cod
         accelerator.run_int8(codes)
     assert not device.status["running"]
     assert works(accelerator, weight, codes)
+
+
+def test_a_status_read_that_overtakes_the_start_is_not_believed(
+    accelerator, device, weight, codes
+) -> None:
+    read, stale = device.read_registers, dict(device.status)
+    assert stale["done"]  # of the setup program
+    reads = []
+
+    def overtake(address: int, length: int) -> bytes:
+        status = address - device.base_address == BY_NAME["STATUS"].offset
+        if status and device.status["running"] and len(reads) < 3:
+            reads.append(address)
+            return BY_NAME["STATUS"].layout.pack(stale).to_bytes(4, "little")
+        return read(address, length)
+
+    device.read_registers = overtake
+    assert works(accelerator, weight, codes)
+    assert len(reads) == 3 and accelerator.last_run.attempts == 1
 
 
 def test_a_run_left_behind_by_another_process_is_reset(weight, device, codes) -> None:
