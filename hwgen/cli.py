@@ -245,9 +245,8 @@ def _run(arguments: argparse.Namespace) -> Report:
 
 def _emit(arguments: argparse.Namespace) -> Report:
     """Write the accelerator's Verilog for a board's configuration."""
-    from rtl.emit import write_verilog
-
     from hwgen.boards import load_board
+    from rtl.emit import write_verilog
 
     board = load_board(arguments.board)
     write_verilog(board.config, arguments.out)

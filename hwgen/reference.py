@@ -53,7 +53,7 @@ def registers_page() -> str:
     parts = [
         _NOTE.format(source="hwgen/arch/registers.py"),
         "# Register map\n",
-        f"AXI4-Lite, 32 bit registers in {registers.ADDRESS_SPACE_BYTES} bytes. "
+        f"AXI4-Lite, 32 bit registers in {registers.ADDRESS_SPACE_BYTES} bytes.\n",
         "An access to an offset that is not listed answers SLVERR.\n",
         "| Offset | Register | Access | Reset | Meaning |",
         "|---|---|---|---|---|",

@@ -252,7 +252,7 @@ class Interpreter:
         weight = self.synapse[first_weight : first_weight + len(entries)]
         real = numerics.exact_float(weight.transpose(1, 0, 2))
         chunk = max(1, _GATHER_LIMIT_BYTES // (len(y) * config.ti * 8))
-        acc = np.zeros((len(y), config.tn), dtype=real)
+        acc: NDArray = np.zeros((len(y), config.tn), dtype=real)
         for k in range(0, len(entries), chunk):
             seen = self._seen(f, entries[k : k + chunk], y, x, input_banks)
             matrix = weight[k : k + chunk].transpose(0, 2, 1).reshape(-1, config.tn)

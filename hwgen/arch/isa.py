@@ -219,7 +219,8 @@ for y in range(output_height):
 for r in range(rows):
     address = base[base] + offset_bytes + r * pitch_bytes
     for j in range(words_per_row):
-        memory[address + j * ti : address + (j + 1) * ti] = scratchpad[source + r * source_pitch + j]""",
+        word = scratchpad[source + r * source_pitch + j]
+        memory[address + j * ti : address + (j + 1) * ti] = word""",
     Opcode.END: """\
 wait until the three queues are empty and their engines idle; set DONE, raise the interrupt""",
 }

@@ -194,8 +194,8 @@ def conv2d(
     real = exact_float(weight)
     padded, out_h, out_w = _windows(x, (kh, kw), stride, padding, dilation, zero_point)
     padded = padded.astype(real)
-    matrix = weight.astype(real)
-    acc = np.zeros((x.shape[0] * out_h * out_w, out_channels), dtype=real)
+    matrix: NDArray = weight.astype(real)
+    acc: NDArray = np.zeros((x.shape[0] * out_h * out_w, out_channels), dtype=real)
     for dy in range(kh):
         for dx in range(kw):
             if not weight[:, dy, dx].any():

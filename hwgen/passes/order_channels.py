@@ -47,11 +47,8 @@ def order_channels(graph: Graph, ti: int) -> dict[str, tuple[int, ...]]:
         channels = node.type.shape[0]
         order = tuple(range(channels))
         if not any(isinstance(graph[name], QInput) for name in members):
-            keys = [
-                _supports(graph[name], orders.get(graph[name].inputs[0]), ti)
-                for name in members
-                if type(graph[name]) is QConv
-            ]
+            convs = [node for node in map(graph.__getitem__, members) if type(node) is QConv]
+            keys = [_supports(conv, orders.get(conv.inputs[0]), ti) for conv in convs]
             order = tuple(
                 sorted(range(channels), key=lambda c: tuple(_sort_key(key[c]) for key in keys))
             )

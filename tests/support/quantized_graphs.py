@@ -45,7 +45,7 @@ def conv(
     residual: str | None = None,
     keep: np.ndarray | None = None,
 ) -> QConv:
-    """A convolution with "same" padding behind `source`; `keep` (O, kh, kw) masks its kernels."""
+    """Return a "same" convolution behind `source`; `keep` (O, kh, kw) masks its kernels."""
     shape = source.type.shape
     weight = rng.integers(-127, 128, (out, kernel, kernel, shape[0])).astype(np.int8)
     if keep is not None:
@@ -75,7 +75,7 @@ def centre_mask(out: int, kernel: int, reduced: np.ndarray) -> np.ndarray:
 
 
 def every_operation(rng: np.random.Generator, channels: int, height: int, width: int) -> Graph:
-    """A graph with every quantized operation, a residual that is its own input, two outputs."""
+    """Return a graph with every operation, a residual that is its own input, two outputs."""
     source = QInput(name="x", type=tensor_type((channels, height, width), -5))
     a = conv(rng, "a", source, 20)
     b = conv(rng, "b", a, 33, keep=centre_mask(33, 3, rng.random(33) < 0.5))
