@@ -31,8 +31,9 @@ class Fetch(wiring.Component):
     `dispatched` pulses for each instruction handed over, END included. After an error it stops.
 
     Timing: the first request is up `START_LATENCY` cycle after the first one out of reset; one a
-    cycle follows while the buffer has room. The last beat of an instruction taken in cycle 0 puts it into its
-    queue in cycle `CHECK_CYCLES`; an instruction takes `CYCLES` in all when beats are there.
+    cycle follows while the buffer has room. The last beat of an instruction taken in cycle 0 puts it
+    into its queue in cycle `CHECK_CYCLES`; an instruction takes `CYCLES` in all when beats are
+    there.
     """
 
     BUFFERED_INSTRUCTIONS = 8
@@ -182,18 +183,20 @@ class Gate(wiring.Component):
     """One queue: holds instructions until their tokens are there, follows them to completion.
 
     The head starts when every counter that it waits for is above zero; `take` tells which it
-    takes in that cycle. `running` indices in order of start; `complete` ends the oldest.
+    takes in that cycle. `complete` ends the oldest of those that run; `oldest` is its index, or
+    the head's when none runs. `running`: at least one does.
 
     Timing: an instruction put in when all is ready is offered to the engine in the next cycle; a
     token given in cycle 0 counts in cycle `TOKEN_LATENCY`.
     """
 
     TOKEN_LATENCY = 1
-    RUNNING = 8
+    RUNNING = {Queue.LOAD: 8, Queue.COMPUTE: 64, Queue.STORE: 2}
 
     def __init__(self, config: AcceleratorConfig, queue: Queue) -> None:
         self.config = config
         self.shape = PAYLOADS[queue]
+        self.depth = self.RUNNING[queue]
         super().__init__(
             {
                 "input": In(stream.Signature(self.shape)),
@@ -213,7 +216,7 @@ class Gate(wiring.Component):
         """Build the queue, and a queue of the indices that are running."""
         m = Module()
         m.submodules.queue = queue = StreamFifo(self.shape, self.config.queue_depth)
-        m.submodules.running_indices = running = StreamFifo(INDEX_BITS, self.RUNNING)
+        m.submodules.running_indices = running = StreamFifo(INDEX_BITS, self.depth)
         wiring.connect(m, wiring.flipped(self.input), queue.input)
         head = queue.output.payload
         waits = Cat(head.fields[f"wait_{q.name.lower()}"] for q in Queue)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware room: the accelerator as one Verilog file, with the port names Vivado expects."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from amaranth.back import verilog
+from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
+
+from hwgen.arch.config import ISA_VERSION, AcceleratorConfig
+from rtl.top import Accelerator
+
+TOP_NAME = "shears"
+
+#: Verilator's warnings that stay, each with its reason.
+LINT_WAIVERS = {
+    "UNUSEDSIGNAL": "bus inputs that a rule makes redundant (IDs, protection, low address bits), "
+    "and fields of wide instruction registers that one block does not look at",
+    "DECLFILENAME": "one file holds every module",
+    "UNOPTFLAT": "Verilator takes a struct in and out of a module for a loop; Amaranth has "
+    "checked bit by bit that there is none",
+    "WIDTHEXPAND": "the Verilog writer leaves sign and zero extension to the language's rules",
+    "WIDTHTRUNC": "as WIDTHEXPAND",
+    "CASEINCOMPLETE": "a switch whose other values keep what the default assignment says",
+    "VARHIDDEN": "the Verilog writer names wires of a module as its instances",
+    "MULTIDRIVEN": "memories whose write enables are written as one process a byte lane",
+    "BLKSEQ": "the Verilog writer computes next states with blocking assignments",
+}
+
+
+class _Shears(wiring.Component):
+    """`Accelerator` in a clock domain of `aclk` and the active low, synchronous `aresetn`."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.accelerator = Accelerator(config)
+        super().__init__(
+            {"aclk": In(1), "aresetn": In(1), **dict(self.accelerator.signature.members)}
+        )
+
+    def elaborate(self, platform: Any) -> Module:
+        """Make the domain; the reset is registered once, which takes its fan-out off the port."""
+        m = Module()
+        m.domains.sync = ClockDomain()
+        m.domains.reset = ClockDomain(reset_less=True)
+        reset = Signal(init=1)
+        m.d.reset += reset.eq(~self.aresetn)
+        m.d.comb += [
+            ClockSignal("sync").eq(self.aclk),
+            ClockSignal("reset").eq(self.aclk),
+            ResetSignal("sync").eq(reset),
+        ]
+        m.submodules.accelerator = self.accelerator
+        for name, member in self.accelerator.signature.members.items():
+            outer, inner = getattr(self, name), getattr(self.accelerator, name)
+            m.d.comb += inner.eq(outer) if member.flow == In else outer.eq(inner)
+        return m
+
+
+def emit_verilog(config: AcceleratorConfig) -> str:
+    """Return the Verilog of a configuration: one file, top module `shears`, no source attributes.
+
+    The text depends on the configuration alone.
+    """
+    text = verilog.convert(
+        _Shears(config), name=TOP_NAME, emit_src=False, strip_internal_attrs=True
+    )
+    header = [
+        "// SPDX-License-Identifier: Apache-2.0",
+        f"// Shears accelerator, instruction set {ISA_VERSION}, digest {config.digest():016x}",
+        *(f"//   {name} = {value}" for name, value in config.to_dict().items()),
+    ]
+    return "\n".join(header) + "\n" + text
+
+
+def write_verilog(config: AcceleratorConfig, path: Path | str) -> Path:
+    """Write `emit_verilog`'s text to `path`, whole or not at all, and return the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(emit_verilog(config))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
