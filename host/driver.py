@@ -33,7 +33,7 @@ from hwgen.arch.bundle import (
     BASE_SCRATCH,
     Bundle,
 )
-from hwgen.arch.registers import WATCHDOG_DEFAULT_CYCLES
+from hwgen.arch.registers import BY_NAME, WATCHDOG_DEFAULT_CYCLES
 
 LOG = logging.getLogger("shears.host")
 
@@ -44,6 +44,7 @@ IP_NAME = "shears"
 """Name of the packaged IP: the third part of its VLNV in the overlay's ip_dict."""
 
 _ADDRESS_LIMIT = 1 << 32
+_BUSY = BY_NAME["STATUS"].layout.pack({"running": 1, "resetting": 1})
 
 
 @dataclass(frozen=True)
@@ -242,10 +243,7 @@ class Accelerator:
                 return
             self._open = False
             buffers, self._buffers = self._buffers, {}
-            status = self._board.read_fields("STATUS") if buffers else {}
-            if (status.get("running") or status.get("resetting")) and (
-                not self._board.soft_reset()
-            ):
+            if buffers and not self._stopped():
                 LOG.error(
                     "the accelerator does not stop: %d buffers are kept, since it may still "
                     "write to them; load the bitstream again",
@@ -255,6 +253,15 @@ class Accelerator:
                 return
             for buffer in buffers.values():
                 buffer.freebuffer()
+
+    def _stopped(self) -> bool:
+        """Tell whether nothing writes to DDR any more, after a soft reset if need be."""
+        try:
+            return self._board.read("STATUS") & _BUSY == 0 or self._board.soft_reset()
+        except (OSError, RuntimeError) as error:
+            # A register of a Zynq can always be read; a device that went away took its DDR along.
+            LOG.warning("the device does not answer while it is closed: %s", error)
+            return True
 
     def __enter__(self) -> Accelerator:
         """Return the accelerator; leaving the block closes it."""

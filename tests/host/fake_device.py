@@ -143,8 +143,9 @@ class FakeDevice(Device):
         self.status.update(idle=0, running=1, done=0, error=0)
         self._left = self.polls
         self._outcome = self.faults.popleft() if self.faults else None
-        if self._outcome is not None:
-            return
+
+    def _execute(self) -> None:
+        """Run the program, now that its time has passed."""
         bases = {i: self.registers[f"BASE{i}"] for i in range(BASE_COUNT)}
         try:
             self.machine.execute(
@@ -169,6 +170,8 @@ class FakeDevice(Device):
         self._left -= 1
         if self._left > 0:
             return
+        if self._outcome is None:
+            self._execute()
         event = "done" if self._outcome is None else "error"
         self.status.update({"idle": 1, "running": 0, event: 1})
         self.registers["IRQ_STATUS"] |= BY_NAME["IRQ_STATUS"].layout.pack({event: 1})

@@ -166,6 +166,19 @@ def test_a_status_read_that_overtakes_the_start_is_not_believed(
     assert len(reads) == 3 and accelerator.last_run.attempts == 1
 
 
+def test_a_device_that_went_away_can_be_closed(weight, device, codes, monkeypatch) -> None:
+    accelerator = host.Accelerator(linear_bundle(weight), device)
+
+    def gone(address: int, length: int) -> bytes:
+        raise OSError("device removed")
+
+    monkeypatch.setattr(device, "read_registers", gone)
+    with pytest.raises(OSError, match="device removed"):
+        accelerator.run_int8(codes)
+    accelerator.close()
+    assert not device.allocated
+
+
 def test_a_run_left_behind_by_another_process_is_reset(weight, device, codes) -> None:
     device.status.update(idle=0, running=1)
     device._outcome = HANG
