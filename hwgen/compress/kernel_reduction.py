@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: lower kernels.
+
+Nagaraju & Chandrachoodan, OJCAS 2023, section III: the filters that matter least get a smaller
+kernel, 7 -> 5 -> 3 -> 1. Their weights are the centre of the old ones, or a least-squares fit of
+the original pre-activation on calibration inputs.
+
+A lowered kernel is kept at its full size with exact zeros outside of the smaller one, and a mask
+buffer that the training loop applies after each step. So the model stays an ordinary Conv2d for
+everybody else; the compiler finds the zeros and makes shorter tap lists of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwgen.compress.cost import supports
+from hwgen.compress.relevance import FineTune, Statistic, measure_relevance
+from hwgen.compress.structure import Structure, discover
+from hwgen.compress.train import MASK, batches, reestimate_bn
+
+Importance = Literal["relevance", "energy", "residual"]
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """Knobs of lower kernels.
+
+    Attributes
+    ----------
+    fraction
+        Share of each layer's filters that go one rung down.
+    layers
+        Which layers; all that can be lowered if None.
+    ladder
+        Sides of a kernel, largest first. A kernel between two rungs goes down to the next one.
+    weights
+        "centre_crop" or "least_squares".
+    importance
+        What a filter has to lose: "relevance" of its activation (the paper's), "energy" of the
+        weights outside the smaller kernel, or "residual" of the least-squares fit, both as a share
+        of what the filter computes.
+    statistic
+        For "relevance".
+    align
+        Filters are lowered in whole groups of so many output channels, the same ones in all layers
+        that are tied by additions, so that saved MACs are saved cycles; 1 lowers single filters.
+    ridge
+        Regularisation of the fit, as a share of the inputs' mean square.
+    rows
+        Pixels of calibration that the fit uses, drawn at random.
+    retrain
+        "none", "reestimate_bn" or "fine_tune".
+    seed
+        Of the draw.
+    """
+
+    fraction: float = 0.5
+    layers: tuple[str, ...] | None = None
+    ladder: tuple[int, ...] = (7, 5, 3, 1)
+    weights: Literal["centre_crop", "least_squares"] = "least_squares"
+    importance: Importance = "relevance"
+    statistic: Statistic = "mean_abs"
+    align: int = 16
+    ridge: float = 1e-5
+    rows: int = 16384
+    retrain: Literal["none", "reestimate_bn", "fine_tune"] = "reestimate_bn"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.fraction <= 1.0:
+            raise ValueError(f"fraction must be in [0, 1], not {self.fraction!r}")
+        odd = all(side % 2 == 1 for side in self.ladder)
+        if not odd or list(self.ladder) != sorted(set(self.ladder), reverse=True):
+            raise ValueError(f"ladder must be odd sides, largest first, not {self.ladder!r}")
+        if min(self.align, self.rows) < 1:
+            raise ValueError("align and rows must be at least 1")
+
+
+@dataclass(frozen=True)
+class LoweredLayer:
+    """What was done to one layer.
+
+    Attributes
+    ----------
+    filters
+        Indices of the filters that were lowered.
+    sides
+        (height, width) of each one's kernel now.
+    residual
+        Mean square error against the original pre-activation on the calibration data, over its
+        variance; nan where weights were cropped without data.
+    """
+
+    filters: np.ndarray
+    sides: tuple[tuple[int, int], ...]
+    residual: float
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """Layers that were lowered, by name."""
+
+    layers: dict[str, LoweredLayer]
+
+
+def lower_kernels(
+    model: nn.Module,
+    images: np.ndarray,
+    config: KernelConfig,
+    fine_tune: FineTune | None = None,
+) -> tuple[nn.Module, KernelReport]:
+    """Give the least important filters a smaller kernel (OJCAS 2023, section III).
+
+    Layers are lowered in the order they run: each is fitted on what the lowered network feeds it,
+    against what the original one computed there, so that earlier errors are made good where
+    possible.
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    images
+        (N, H, W, 3) uint8 calibration inputs.
+    config
+        The knobs.
+    fine_tune
+        Retrains; needed for ``retrain="fine_tune"``.
+
+    Returns
+    -------
+    tuple
+        The copy with masks, in eval mode, and the report.
+
+    Raises
+    ------
+    ValueError
+        If a layer named cannot be lowered, or ``fine_tune`` is missing.
+    """
+    if config.retrain == "fine_tune" and fine_tune is None:
+        raise ValueError("fine_tune must be given for retrain='fine_tune'; try 'reestimate_bn'")
+    original = model.eval()
+    model = copy.deepcopy(model)
+    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    names = lowerable(model, structure) if config.layers is None else list(config.layers)
+    unknown = [name for name in names if name not in lowerable(model, structure)]
+    if unknown:
+        raise ValueError(
+            f"layers must be convolutions with a kernel above 1 of odd size, not {unknown!r}"
+        )
+    report = {}
+    for name in names:
+        units = kernel_units(model, structure, name, images, config)
+        count = int(round(config.fraction * len(units)))
+        if count:
+            filters = np.sort(np.concatenate(units[:count]))
+            report[name] = _lower(model, original, structure, name, filters, images, config)
+    if config.retrain != "none" and report:
+        model = reestimate_bn(model, images)
+    if config.retrain == "fine_tune" and fine_tune is not None:
+        model = fine_tune(model)
+    return model.eval(), KernelReport(report)
+
+
+def lowerable(model: nn.Module, structure: Structure) -> list[str]:
+    """Return the names of the layers that have a filter to lower, in the order they run."""
+    names = []
+    for layer in structure.layers.values():
+        module = model.get_submodule(layer.name)
+        if isinstance(module, nn.Conv2d) and all(side % 2 for side in module.kernel_size):
+            used = supports(model, layer.name)
+            centre = used.shape[1] // 2
+            if (used.sum(axis=1) - used[:, centre]).any():
+                names.append(layer.name)
+    return names
+
+
+def kernel_units(
+    model: nn.Module, structure: Structure, name: str, images: np.ndarray, config: KernelConfig
+) -> list[np.ndarray]:
+    """Return the groups of filters that can go down together, the least important first.
+
+    Groups are runs of ``align`` in the space's order by kernel, so that they are the groups that
+    the machine will compute, in this layer and in those tied to it.
+    """
+    layer = structure.layers[name]
+    space = structure.space_of(name)
+    importance = _importance(model, structure, name, images, config)
+    # By importance first; the order by kernel is stable and keeps it among equal kernels.
+    by_importance = np.argsort(importance, kind="stable")
+    rank = np.empty_like(by_importance)
+    rank[by_importance] = np.arange(len(rank))
+    writers = space.producers + space.depthwise if layer.kind != "grouped" else [name]
+    keys = [supports(model, writer).sum(axis=1) for writer in writers]
+    order = np.lexsort([rank, *keys[::-1]]) if config.align > 1 else by_importance
+    units = [order[i : i + config.align] for i in range(0, len(order), config.align)]
+    used = supports(model, name)
+    centre = used.shape[1] // 2
+    wide = (used.sum(axis=1) - used[:, centre]) > 0
+    units = [unit[wide[unit]] for unit in units if wide[unit].any()]
+    return sorted(units, key=lambda unit: float(importance[unit].mean()))
+
+
+def _importance(
+    model: nn.Module, structure: Structure, name: str, images: np.ndarray, config: KernelConfig
+) -> np.ndarray:
+    """Return each filter's importance, (outputs,)."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    if config.importance == "relevance":
+        scores = measure_relevance(model, structure, images, config.statistic)
+        space = structure.space_of(name)
+        return scores.get(space.identifier, np.zeros(module.out_channels))
+    keep = _next_support(supports(model, name), module.kernel_size, config.ladder)
+    weight = module.weight.detach().reshape(module.out_channels, module.weight.shape[1], -1)
+    if config.importance == "energy":
+        squares = weight.square().sum(dim=1).numpy()
+        return (squares * ~keep).sum(axis=1) / np.maximum(squares.sum(axis=1), 1e-30)
+    if config.importance == "residual":
+        inputs, targets = _record(model, model, name, images, config)
+        _, _, residual = fit_kernels(
+            module, inputs, targets, np.arange(module.out_channels), keep, config.ridge
+        )
+        return residual
+    raise ValueError(
+        f"importance must be relevance, energy or residual, not {config.importance!r}"
+    )
+
+
+def _next_support(
+    used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, ...]
+) -> np.ndarray:
+    """Return the support one rung down: (outputs, positions) bool, centred."""
+    height, width = kernel
+    result = np.zeros_like(used)
+    for i, positions in enumerate(used.reshape(-1, height, width)):
+        sides = []
+        for axis, full in ((1, height), (0, width)):
+            reached = np.flatnonzero(positions.any(axis=axis))
+            half = np.abs(reached - full // 2).max() if len(reached) else 0
+            lower = [side for side in ladder if side < 2 * half + 1]
+            sides.append(lower[0] if lower else 1)
+        box = np.zeros((height, width), bool)
+        y0, x0 = (height - sides[0]) // 2, (width - sides[1]) // 2
+        box[y0 : y0 + sides[0], x0 : x0 + sides[1]] = True
+        result[i] = box.reshape(-1)
+    return result
+
+
+def _lower(
+    model: nn.Module,
+    original: nn.Module,
+    structure: Structure,
+    name: str,
+    filters: np.ndarray,
+    images: np.ndarray,
+    config: KernelConfig,
+) -> LoweredLayer:
+    """Lower filters of one layer of ``model`` in place."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    keep = _next_support(supports(model, name), module.kernel_size, config.ladder)[filters]
+    shape = (len(filters), 1, *module.kernel_size)
+    mask = torch.from_numpy(keep.reshape(shape)).to(module.weight.dtype)
+    residual = float("nan")
+    with torch.no_grad():
+        if config.weights == "least_squares":
+            inputs, targets = _record(model, original, name, images, config)
+            norm = structure.layers[name].batch_norm
+            constant = module.bias is not None or norm is not None
+            weight, bias, errors = fit_kernels(
+                module, inputs, targets, filters, keep, config.ridge, constant
+            )
+            module.weight[filters] = weight.to(module.weight.dtype)
+            if module.bias is not None:
+                module.bias[filters] = bias.to(module.bias.dtype)
+            elif norm is not None:
+                # A constant added to the pre-activation is a constant taken off the mean.
+                mean = model.get_submodule(norm).running_mean
+                assert isinstance(mean, Tensor)
+                mean[filters] -= bias.to(mean.dtype)
+            residual = float(errors.mean())
+        elif config.weights != "centre_crop":
+            raise ValueError(
+                f"weights must be centre_crop or least_squares, not {config.weights!r}"
+            )
+        if getattr(module, MASK, None) is None:
+            module.register_buffer(MASK, torch.ones_like(module.weight))
+        held = getattr(module, MASK)
+        held[filters] *= mask
+        module.weight.mul_(held)
+    now = keep.reshape(-1, *module.kernel_size)
+    sides = tuple((int(k.any(axis=1).sum()), int(k.any(axis=0).sum())) for k in now)
+    return LoweredLayer(filters, sides, residual)
+
+
+@torch.no_grad()
+def _record(
+    model: nn.Module, original: nn.Module, name: str, images: np.ndarray, config: KernelConfig
+) -> tuple[Tensor, Tensor]:
+    """Return a layer's input columns in ``model`` and its outputs in ``original``.
+
+    Columns are (rows, input channels, positions) and outputs (rows, output channels), at the same
+    randomly drawn pixels of the calibration images.
+    """
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    generator = torch.Generator().manual_seed(config.seed)
+    columns: list[Tensor] = []
+    outputs: list[Tensor] = []
+    caught: dict[str, Tensor] = {}
+
+    def catch_input(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+        caught["input"] = args[0]
+
+    def catch_output(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+        caught["output"] = result
+
+    hooks = [
+        module.register_forward_hook(catch_input),
+        original.get_submodule(name).register_forward_hook(catch_output),
+    ]
+    model.eval()
+    try:
+        per_image = max(1, -(-config.rows // len(images)))
+        for x in batches(images):
+            model(x)
+            original(x)
+            patches = _patches(module, caught["input"])  # (n, channels, positions, pixels)
+            drawn = torch.randperm(patches.shape[3], generator=generator)[:per_image]
+            columns.append(patches[..., drawn].permute(0, 3, 1, 2).flatten(0, 1))
+            outputs.append(caught["output"].flatten(2)[..., drawn].permute(0, 2, 1).flatten(0, 1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(columns), torch.cat(outputs)
+
+
+def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """Unfold a convolution's input: (n, channels, kernel positions, output pixels)."""
+    if module.padding_mode != "zeros":
+        raise ValueError(f"padding_mode must be 'zeros', not {module.padding_mode!r}")
+    padding = module.padding
+    if isinstance(padding, str):
+        sides = []
+        for kernel, dilation in zip(module.kernel_size[::-1], module.dilation[::-1], strict=True):
+            total = dilation * (kernel - 1) if padding == "same" else 0
+            sides += [total // 2, total - total // 2]
+        x, padding = functional.pad(x, sides), (0, 0)
+    columns = functional.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+    return columns.reshape(x.shape[0], x.shape[1], -1, columns.shape[2])
+
+
+def fit_kernels(
+    module: nn.Conv2d,
+    columns: Tensor,
+    targets: Tensor,
+    filters: np.ndarray,
+    keep: np.ndarray,
+    ridge: float,
+    constant: bool = True,
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Fit smaller kernels by least squares (OJCAS 2023, section III).
+
+    Parameters
+    ----------
+    module
+        The convolution, for its groups and kernel size.
+    columns
+        (rows, input channels, positions).
+    targets
+        (rows, output channels) pre-activations to be matched.
+    filters
+        Output channels to fit.
+    keep
+        (len(filters), positions) bool: what each may use.
+    ridge
+        As a share of the columns' mean square.
+    constant
+        Whether an intercept is fitted too; zero if not.
+
+    Returns
+    -------
+    tuple
+        Weights (len(filters), inputs, kh, kw), zero outside of ``keep``; intercepts
+        (len(filters),); mean square error of each filter over its target's variance.
+    """
+    out_per_group = module.out_channels // module.groups
+    in_per_group = module.in_channels // module.groups
+    positions = columns.shape[2]
+    weights = torch.zeros(len(filters), in_per_group, positions, dtype=torch.float64)
+    intercepts = torch.zeros(len(filters), dtype=torch.float64)
+    residuals = np.zeros(len(filters))
+    jobs: dict[tuple[int, bytes], list[int]] = {}
+    for i, channel in enumerate(filters):
+        jobs.setdefault((int(channel) // out_per_group, keep[i].tobytes()), []).append(i)
+    for (group, _), members in jobs.items():
+        kept = torch.from_numpy(np.flatnonzero(keep[members[0]]))
+        mine = columns[:, group * in_per_group : (group + 1) * in_per_group]
+        a = mine[:, :, kept].flatten(1).double()
+        y = targets[:, torch.as_tensor(filters[members])].double()
+        variance = (y - y.mean(0)).square().mean(0).clamp_min(1e-30)
+        # Centring both sides is the same as fitting a constant, which stays unregularised.
+        a_mean, y_mean = a.mean(0) * constant, y.mean(0) * constant
+        a, y = a - a_mean, y - y_mean
+        gram = a.T @ a
+        gram.diagonal().add_(ridge * float(gram.diagonal().mean()) + 1e-12)
+        solution = torch.linalg.solve(gram, a.T @ y)
+        error = (a @ solution - y).square().mean(0) / variance
+        weights[torch.tensor(members)[:, None], :, kept] = (
+            solution.reshape(in_per_group, len(kept), len(members)).permute(2, 1, 0)
+        )
+        intercepts[members] = y_mean - a_mean @ solution
+        residuals[members] = error.numpy()
+    shape = (len(filters), in_per_group, *module.kernel_size)
+    return weights.reshape(shape), intercepts, residuals
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Return a copy without mask buffers: the zeros stay in the weights, nothing else is left."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if getattr(module, MASK, None) is not None:
+            delattr(module, MASK)
+    return model
