@@ -151,9 +151,7 @@ class Builder:
             raise Refusal(f"its bounds {lo} and {hi} do not rise", "make the lower bound lower")
         return self._add(Clamp, name, source, x, lo=float(lo), hi=float(hi))
 
-    def linear(
-        self, name: str, source: Source, x: str, weight: Array, bias: Array | None
-    ) -> str:
+    def linear(self, name: str, source: Source, x: str, weight: Array, bias: Array | None) -> str:
         """Add a fully connected layer; weight (O, F)."""
         if self.shape(x)[1:] != (1, 1):
             raise Refusal(
@@ -317,9 +315,7 @@ class Builder:
                 return
 
 
-def _check_window(
-    kernel: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair
-) -> None:
+def _check_window(kernel: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair) -> None:
     for axis in (0, 1):
         span = (kernel[axis] - 1) * dilation[axis] + 1
         if span > MAX_SPAN:

@@ -542,9 +542,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _sum_padding(a: Padding, b: Padding) -> Padding:
-    rows, columns = (
-        (x[0] + y[0], x[1] + y[1]) for x, y in zip(a, b, strict=True)
-    )
+    rows, columns = ((x[0] + y[0], x[1] + y[1]) for x, y in zip(a, b, strict=True))
     return rows, columns
 
 

@@ -183,9 +183,7 @@ def accumulate(node: n.Node, x: Int8Array, zero_point: int) -> NDArray[np.int32]
             return x.astype(np.int32) + np.int32(node.bias)
         case _:
             raise IRError(f"{node.where()} cannot be evaluated in integers")
-    return convolve(
-        x, node.weight, node.bias, node.stride, node.padding, node.dilation, zero_point
-    )
+    return convolve(x, node.weight, node.bias, node.stride, node.padding, node.dilation, zero_point)
 
 
 def integer_node(node: n.Node, inputs: list[Int8Array], zero_point: int) -> Int8Array:

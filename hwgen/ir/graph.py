@@ -64,9 +64,7 @@ class Graph:
         found = self._consumers[name]
         return found[0] if len(found) == 1 and name not in self.outputs else None
 
-    def rewrite(
-        self, changes: Mapping[str, Replacement], *, level: Level | None = None
-    ) -> Graph:
+    def rewrite(self, changes: Mapping[str, Replacement], *, level: Level | None = None) -> Graph:
         """Return a graph in which each named node is replaced.
 
         Parameters

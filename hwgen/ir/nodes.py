@@ -266,9 +266,7 @@ class AvgPool(Node):
 
     def infer_shape(self, *inputs: Shape) -> Shape:
         """Return the result's shape."""
-        return window_shape(
-            inputs[0], inputs[0][0], self.kernel, self.stride, self.padding, (1, 1)
-        )
+        return window_shape(inputs[0], inputs[0][0], self.kernel, self.stride, self.padding, (1, 1))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,7 +8,15 @@ import math
 from hwgen.ir import Add, AvgPool, Clamp, Conv2d, Graph, MaxPool
 
 
-def fuse_add(graph: Graph) -> Graph:
+def fuse(graph: Graph) -> Graph:
+    """Bring a graph of convolutions, pools, adds and clamps from the float to the fused level.
+
+    Adds before clamps: the machine adds a residual in front of its clamp, never behind it.
+    """
+    return _fuse_clamps(_fuse_adds(graph))
+
+
+def _fuse_adds(graph: Graph) -> Graph:
     """Give a residual add to the convolution that computes one of its operands.
 
     Before::
@@ -42,7 +50,7 @@ def fuse_add(graph: Graph) -> Graph:
     return graph
 
 
-def fuse_clamp(graph: Graph) -> Graph:
+def _fuse_clamps(graph: Graph) -> Graph:
     """Give each clamp to the operation in front of it.
 
     Before::

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hwgen.ir import Graph, verify
 from hwgen.passes.fold_batch_norm import fold_batch_norm
-from hwgen.passes.fuse import fuse_add, fuse_clamp
+from hwgen.passes.fuse import fuse
 from hwgen.passes.linear_to_conv import linear_to_conv
 
 FLOAT_PASSES: tuple[Callable[[Graph], Graph], ...] = (
@@ -15,14 +15,12 @@ FLOAT_PASSES: tuple[Callable[[Graph], Graph], ...] = (
     fold_batch_norm,
     # Before fusing, so that only one kind of layer is left to take adds and clamps.
     linear_to_conv,
-    # Adds before clamps: the machine adds a residual in front of its clamp, never behind it.
-    fuse_add,
-    # Last: a clamp may follow any of the operations that are left. Ends the float level.
-    fuse_clamp,
+    # Last: adds and clamps may follow any of the operations that are left.
+    fuse,
 )
 
 
-def fuse(graph: Graph) -> Graph:
+def to_fused(graph: Graph) -> Graph:
     """Bring a verified float graph to the fused level; each pass's result is verified."""
     verify(graph)
     for run in FLOAT_PASSES:
