@@ -162,6 +162,7 @@ class Board:
                     self.counters(),
                     recovered=False,
                 )
+        self.quarantine.clear()
 
     def soft_reset(self) -> bool:
         """Stop whatever runs; returns whether the accelerator came back idle in time.
