@@ -39,6 +39,8 @@ from hwgen.arch.registers import (
 LOG = logging.getLogger("shears.host")
 
 RESET_TIMEOUT_S = 1.0
+_LAYOUTS = {name: register.layout for name, register in BY_NAME.items()}
+_ALL_EVENTS = _LAYOUTS["IRQ_STATUS"].pack({"done": 1, "error": 1})
 _SPIN_POLLS = 256
 _SLEEP_FIRST_S = 20e-6
 _SLEEP_MOST_S = 1e-3
@@ -95,7 +97,7 @@ class Board:
 
     def read_fields(self, name: str) -> dict[str, int]:
         """Read a register, split into its fields."""
-        return BY_NAME[name].layout.unpack(self.read(name))
+        return _LAYOUTS[name].unpack(self.read(name))
 
     def write(self, name: str, value: int) -> None:
         """Write a register; one that keeps its value and has it already is left alone."""
@@ -108,7 +110,7 @@ class Board:
 
     def command(self, name: str) -> None:
         """Pulse one bit of CONTROL."""
-        self.write("CONTROL", BY_NAME["CONTROL"].layout.pack({name: 1}))
+        self.write("CONTROL", _LAYOUTS["CONTROL"].pack({name: 1}))
 
     def counters(self) -> dict[str, int]:
         """Read every counter."""
@@ -235,7 +237,7 @@ class Board:
         Reads and writes take separate ways to the accelerator. A STATUS read that overtakes the
         start would otherwise find the previous run done, and hand out its result.
         """
-        self.write("IRQ_STATUS", BY_NAME["IRQ_STATUS"].layout.pack({"done": 1, "error": 1}))
+        self.write("IRQ_STATUS", _ALL_EVENTS)
         for _ in range(_SPIN_POLLS):
             if not self.read("IRQ_STATUS"):
                 return
