@@ -105,8 +105,11 @@ class Board:
         if register.access is Access.READ_WRITE:
             if self._written.get(name) == value:
                 return
+            self._written.pop(name, None)  # unknown, should the write fail
+            self._mmio.write(register.offset, int(value))
             self._written[name] = value
-        self._mmio.write(register.offset, int(value))
+        else:
+            self._mmio.write(register.offset, int(value))
 
     def command(self, name: str) -> None:
         """Pulse one bit of CONTROL."""
@@ -147,10 +150,14 @@ class Board:
         self._written.clear()
         self.resident.clear()
 
-    def claim(self) -> None:
-        """Make the accelerator ours and ready: undo what another process or a crash left."""
+    def claim(self, digest: int) -> None:
+        """Make the accelerator ours and ready: undo what another process or a crash left.
+
+        Where the mark is gone a new bitstream may be there: raises as `check_identity`.
+        """
         if self.read(MARK_REGISTER) != self._mark:
             self.forget()
+            self.check_identity(digest)
             self.write(MARK_REGISTER, self._mark)
         status = self.read_fields("STATUS")
         if status["error"] or not status["idle"]:

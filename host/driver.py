@@ -375,7 +375,7 @@ class Accelerator:
     def _ensure_setup(self) -> None:
         """Make our constants the resident ones of their region."""
         board, placement = self._board, self.bundle.placement
-        board.claim()
+        board.claim(self.bundle.config.digest())
         if self._resident_key in board.resident:
             return
         # Also without a setup program: then each run streams weights through the region.

@@ -100,6 +100,16 @@ def test_a_bitstream_loaded_anew_is_noticed(device, weights, codes) -> None:
         assert starts_of(device, accelerator, weights[0], codes) == 2
 
 
+def test_another_bitstream_in_between_is_refused(device, weights, codes) -> None:
+    with host.Accelerator(linear_bundle(weights[0]), device) as accelerator:
+        device.reset_registers()
+        device.registers["DIGEST_LOW"] ^= 1
+        with pytest.raises(host.DigestMismatch):
+            accelerator.run_int8(codes)
+        device.reset_registers()
+        assert starts_of(device, accelerator, weights[0], codes) == 2
+
+
 def test_after_an_error_nothing_counts_as_resident(device, weights, codes) -> None:
     a = host.Accelerator(linear_bundle(weights[0], "a"), device)
     b = host.Accelerator(linear_bundle(weights[1], "b", synapse_row=32, tap_entry=32), device)
