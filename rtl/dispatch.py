@@ -63,7 +63,7 @@ class Fetch(wiring.Component):
         buffer_beats = self.BUFFERED_INSTRUCTIONS * INSTRUCTION_BEATS
         m.submodules.buffer = buffer = StreamFifo(READ_BEAT, buffer_beats)
         wiring.connect(m, wiring.flipped(self.data), buffer.input)
-        m.submodules.crc = check = crc.Processor(crc.catalog.CRC32_ETHERNET(BEAT_BYTES * 8))
+        m.submodules.checksum = check = crc.Processor(crc.catalog.CRC32_ETHERNET(BEAT_BYTES * 8))
 
         instruction = Signal(8 * isa.INSTRUCTION_BYTES, reset_less=True)
         count, response = Signal(range(INSTRUCTION_BEATS)), Signal(2)

@@ -233,7 +233,7 @@ class LoadEngine(wiring.Component):
             self.error.index.eq(issuer.error.index),
         ]
         first_row = Signal()
-        m.submodules.crc = check = crc.Processor(crc.catalog.CRC32_ETHERNET(DATA_BITS))
+        m.submodules.checksum = check = crc.Processor(crc.catalog.CRC32_ETHERNET(DATA_BITS))
         accepted = self.data.valid & self.data.ready
         m.d.sync += [
             check.data.eq(self.data.payload.data),
