@@ -374,7 +374,10 @@ def _stream(
     program: list[Instruction] = []
     waited, emitted = -1, 0
     for index, instruction in enumerate(compute):
-        while emitted < len(loads) and after[emitted] < index:
+        # The dispatcher hands out instructions in order: LOADs too far ahead of their COMPUTE
+        # would fill the load queue and keep the COMPUTEs behind them from being dispatched.
+        ahead = index + config.queue_depth
+        while emitted < min(len(loads), ahead + 1) and after[emitted] < index:
             if after[emitted] > waited:
                 waited = after[emitted]
                 compute[waited].fields["signal_load"] = 1
