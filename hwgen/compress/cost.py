@@ -99,6 +99,20 @@ def kernel_order(model: nn.Module, structure: Structure, space: Space) -> np.nda
     return np.lexsort([kernel.sum(axis=1) for kernel in keys][::-1])
 
 
+def channel_units(
+    model: nn.Module, space: Space, importance: np.ndarray, align: int
+) -> list[np.ndarray]:
+    """Return a space's channels in runs of ``align`` that the machine can compute together.
+
+    Channels of equal kernels in all writers lie together, and among them those of equal
+    importance; ``align=1`` gives single channels. The least important run comes first.
+    """
+    keys = [supports(model, name).sum(axis=1) for name in space.producers + space.depthwise]
+    order = np.lexsort([importance, *keys[::-1]]) if align > 1 else np.arange(len(importance))
+    units = [order[i : i + align] for i in range(0, len(order), align)]
+    return sorted(units, key=lambda unit: float(importance[unit].mean()))
+
+
 def supports(model: nn.Module, name: str) -> np.ndarray:
     """Return which positions each filter of a layer uses: (outputs, positions) bool."""
     return _used(model, name).any(axis=1)

@@ -10,6 +10,7 @@ or pseudo-boxes from Grad-CAM (Selvaraju et al., ICCV 2017) of a trained classif
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,6 +99,7 @@ def train_predictor(
     config: PredictorConfig | None = None,
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
+    checkpoint: str | Path | None = None,
     progress: Tick | None = None,
 ) -> tuple[nn.Module, PredictorReport]:
     """Train a foreground predictor (ICCAD 2022, section III).
@@ -112,8 +114,8 @@ def train_predictor(
         The knobs.
     validation
         Frames and boxes for the report.
-    progress
-        Called after each batch.
+    checkpoint, progress
+        As in :func:`~hwgen.compress.train.train`.
 
     Returns
     -------
@@ -125,7 +127,12 @@ def train_predictor(
         raise ValueError("loss must be 'smooth_l1' or 'mse' for boxes, not 'cross_entropy'")
     small, target = resize_all(images, config.side), boxes.astype(np.float32)
     trained, training = train(
-        model, lambda _: (small, target), config.train, progress=progress, name="predictor"
+        model,
+        lambda _: (small, target),
+        config.train,
+        checkpoint=checkpoint,
+        progress=progress,
+        name="predictor",
     )
     held_out = None
     if validation is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.compress.cost import supports
+from hwgen.compress.cost import channel_units, supports
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
 from hwgen.compress.train import MASK, batches, reestimate_bn
@@ -170,6 +170,22 @@ def lower_kernels(
     return model.eval(), KernelReport(report)
 
 
+def lower_filters(
+    model: nn.Module,
+    structure: Structure,
+    name: str,
+    filters: np.ndarray,
+    images: np.ndarray,
+    config: KernelConfig,
+) -> tuple[nn.Module, LoweredLayer]:
+    """Return a copy in which these filters of one layer are one rung lower, and what was done.
+
+    Batch norm statistics are left to the caller.
+    """
+    trial = copy.deepcopy(model).eval()
+    return trial, _lower(trial, model.eval(), structure, name, filters, images, config)
+
+
 def lowerable(model: nn.Module, structure: Structure) -> list[str]:
     """Return the names of the layers that have a filter to lower, in the order they run."""
     names = []
@@ -191,17 +207,13 @@ def kernel_units(
     Groups are runs of ``align`` in the space's order by kernel, so that they are the groups that
     the machine will compute, in this layer and in those tied to it.
     """
-    layer = structure.layers[name]
-    space = structure.space_of(name)
     importance = _importance(model, structure, name, images, config)
-    # By importance first; the order by kernel is stable and keeps it among equal kernels.
-    by_importance = np.argsort(importance, kind="stable")
-    rank = np.empty_like(by_importance)
-    rank[by_importance] = np.arange(len(rank))
-    writers = space.producers + space.depthwise if layer.kind != "grouped" else [name]
-    keys = [supports(model, writer).sum(axis=1) for writer in writers]
-    order = np.lexsort([rank, *keys[::-1]]) if config.align > 1 else by_importance
-    units = [order[i : i + config.align] for i in range(0, len(order), config.align)]
+    if structure.layers[name].kind == "grouped":  # its filters stay where they are
+        order = np.argsort(importance, kind="stable")
+        units = [order[i : i + config.align] for i in range(0, len(order), config.align)]
+    else:
+        space = structure.space_of(name)
+        units = channel_units(model, space, importance, config.align)
     used = supports(model, name)
     centre = used.shape[1] // 2
     wide = (used.sum(axis=1) - used[:, centre]) > 0

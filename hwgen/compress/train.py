@@ -77,7 +77,6 @@ class TrainReport:
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    cpu_seconds: float = 0.0
 
 
 def apply_masks(model: nn.Module) -> None:
@@ -127,7 +126,7 @@ def train(
     ValueError
         If the checkpoint belongs to another config, or the loss is not finite.
     """
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     report = TrainReport()
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
@@ -190,22 +189,18 @@ def train(
                 progress(name, epoch * steps + step + 1, config.epochs * steps)
         report.losses.append(total / len(order))
         if path is not None:
-            seconds = time.perf_counter() - wall, time.process_time() - cpu
-            snapshot = TrainReport(
-                report.losses, report.seconds + seconds[0], report.cpu_seconds + seconds[1]
-            )
+            seconds = report.seconds + time.perf_counter() - began
             save_atomically(
                 {
                     "config": asdict(config),
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch + 1,
-                    "report": asdict(snapshot),
+                    "report": {"losses": report.losses, "seconds": seconds},
                 },
                 path,
             )
-    report.seconds += time.perf_counter() - wall
-    report.cpu_seconds += time.process_time() - cpu
+    report.seconds += time.perf_counter() - began
     return model.eval(), report
 
 

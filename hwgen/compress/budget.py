@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: the accuracy budget.
+
+Nagaraju & Chandrachoodan, OJCAS 2023, section IV: given a loss that the user accepts, take again
+and again the step that saves most for the accuracy it loses, measured on validation data that the
+final figure never sees; where the last step is too long, bisect it. The steps here are to trim a
+group of channels (:mod:`hwgen.compress.relevance`) or to lower a group of kernels
+(:mod:`hwgen.compress.kernel_reduction`); the cost is any function of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwgen.compress.cost import Cost, channel_units, tap_steps
+from hwgen.compress.kernel_reduction import (
+    KernelConfig,
+    kernel_units,
+    lower_filters,
+    lowerable,
+)
+from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
+from hwgen.compress.structure import Structure, discover, load_compressed
+from hwgen.compress.train import Tick, reestimate_bn, save_atomically
+
+Method = Literal["trim", "lower"]
+Validate = Callable[[nn.Module], float]
+"""From a model to its accuracy in [0, 1] on validation data."""
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """Knobs of the loop.
+
+    Attributes
+    ----------
+    max_loss
+        Accuracy that may be lost on the validation data: 0.01 is one point.
+    methods
+        Which kinds of step may be taken.
+    units
+        Groups that one step takes; a step that loses too much is halved until it is one group.
+    align
+        Channels of a group: the machine's outputs in parallel, so that what is saved is cycles.
+    statistic
+        Relevance of channels, for trimming.
+    kernels
+        How kernels are lowered; its ``fraction``, ``layers``, ``align`` and ``retrain`` are not
+        used.
+    rejections
+        Steps that may fail (each with its retraining) before the loop ends.
+    max_steps
+        Steps that may be taken.
+    """
+
+    max_loss: float = 0.01
+    methods: tuple[Method, ...] = ("trim", "lower")
+    units: int = 1
+    align: int = 16
+    statistic: Statistic = "mean_abs"
+    kernels: KernelConfig = KernelConfig(importance="residual")
+    rejections: int = 3
+    max_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.max_loss < 0:
+            raise ValueError(f"max_loss must not be negative, not {self.max_loss!r}")
+        if not self.methods or set(self.methods) - {"trim", "lower"}:
+            raise ValueError(f"methods must be of 'trim' and 'lower', not {self.methods!r}")
+        if min(self.units, self.align, self.rejections) < 1:
+            raise ValueError("units, align and rejections must be at least 1")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step taken: what was done where, and where that led.
+
+    ``target`` is the layer whose kernels were lowered, or that writes the channels trimmed.
+    """
+
+    method: str
+    target: str
+    units: int
+    accuracy: float
+    cost: float
+
+
+@dataclass
+class BudgetReport:
+    """Where the loop began, each step, and where it ended.
+
+    Accuracies are on the validation data, costs in the unit of the cost function.
+    """
+
+    baseline_accuracy: float
+    baseline_cost: float
+    floor: float
+    accuracy: float
+    cost: float
+    steps: list[Step] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def saving(self) -> float:
+        """Share of the cost that was saved."""
+        return 1.0 - self.cost / self.baseline_cost
+
+
+def compress_to_budget(
+    model: nn.Module,
+    images: np.ndarray,
+    validate: Validate,
+    config: BudgetConfig | None = None,
+    *,
+    cost: Cost = tap_steps,
+    fine_tune: FineTune | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Tick | None = None,
+) -> tuple[nn.Module, BudgetReport]:
+    """Save as much cost as the accuracy budget allows (OJCAS 2023, section IV).
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    images
+        (N, H, W, 3) uint8 of the training data, at the size the model runs on: calibration.
+    validate
+        Measures accuracy. The result never falls below the baseline's minus ``max_loss`` by it.
+    config
+        The knobs.
+    cost
+        What is to be saved: ``cost(model, (channels, height, width))``.
+    fine_tune
+        Retrains a copy after each step; steps are ranked before, accepted after retraining.
+    checkpoint
+        A file kept up to date after each step; a run that finds it goes on from there, with the
+        same result.
+    progress
+        Called after each step with the share of the budget's steps that are decided.
+
+    Returns
+    -------
+    tuple
+        The compressed copy in eval mode, and the report.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint belongs to another model or config.
+    """
+    loop = _Loop(model, images, validate, config or BudgetConfig(), cost, fine_tune)
+    path = Path(checkpoint) if checkpoint is not None else None
+    digest = _digest(model, loop.config, cost)
+    if path is not None and path.exists():
+        loop.resume(torch.load(path, weights_only=True), digest, path)
+    while loop.advance():
+        if path is not None:
+            save_atomically(loop.state(digest), path)
+        if progress is not None:
+            done = len(loop.report.steps) + len(loop.report.rejected)
+            progress("compression", done, done + len(loop.scores))
+    return loop.model.eval(), loop.report
+
+
+@dataclass
+class _Score:
+    """A candidate's saving for accuracy lost, and how many steps had been taken when measured."""
+
+    value: float
+    age: int
+
+
+class _Loop:
+    """The state between steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: np.ndarray,
+        validate: Validate,
+        config: BudgetConfig,
+        cost: Cost,
+        fine_tune: FineTune | None,
+    ) -> None:
+        self.original, self.model = model.eval(), model
+        self.images, self.validate, self.config = images, validate, config
+        self.fine_tune = fine_tune
+        self.input_shape = (images.shape[3], images.shape[1], images.shape[2])
+        self.cost = cost
+        accuracy, start = validate(model), cost(model, self.input_shape)
+        floor = accuracy - config.max_loss
+        self.report = BudgetReport(accuracy, start, floor, accuracy, start)
+        self.scores: dict[tuple[str, str], _Score] = {}
+        self.measured = False
+
+    def advance(self) -> bool:
+        """Take, or refuse, one step; return False when there is none left."""
+        if not self.measured:
+            self.scores = {key: _Score(np.inf, -1) for key in self._candidates()}
+            self.measured = True
+        refused = len(self.report.rejected)
+        if refused >= self.config.rejections or len(self.report.steps) >= self.config.max_steps:
+            return False
+        key = self._best()
+        if key is None:
+            return False
+        units = self.config.units
+        while units >= 1:  # bisect: half of the groups, until it fits
+            trial = self._apply(key, units)
+            if trial is not None:
+                if self.fine_tune is not None:
+                    trial = self.fine_tune(trial)
+                accuracy = self.validate(trial)
+                if accuracy >= self.report.floor:
+                    self._accept(key, units, trial, accuracy)
+                    return True
+            units //= 2
+        del self.scores[key]
+        self.report.rejected.append(key)
+        return True
+
+    def _accept(
+        self, key: tuple[str, str], units: int, trial: nn.Module, accuracy: float
+    ) -> None:
+        self.model = trial
+        self.report.accuracy = accuracy
+        self.report.cost = self.cost(trial, self.input_shape)
+        self.report.steps.append(Step(*key, units, accuracy, self.report.cost))
+        left = set(self._candidates())
+        self.scores = {key: score for key, score in self.scores.items() if key in left}
+
+    def _candidates(self) -> list[tuple[str, str]]:
+        """Return every (method, target) that still has a group to give."""
+        structure = discover(self.model, self.input_shape)
+        found: list[tuple[str, str]] = []
+        if "trim" in self.config.methods:
+            for space in structure.spaces.values():
+                if not space.frozen and space.producers and space.channels > self.config.align:
+                    found.append(("trim", space.producers[0]))
+        if "lower" in self.config.methods:
+            found += [("lower", name) for name in lowerable(self.model, structure)]
+        return found
+
+    def _best(self) -> tuple[str, str] | None:
+        """Return the candidate with the best ratio.
+
+        Ratios only get worse as the network shrinks, nearly always. So only the one on top is
+        measured again, until one that was measured on the present network stays on top.
+        """
+        now = len(self.report.steps)
+        while self.scores:
+            key = max(self.scores, key=lambda k: self.scores[k].value)
+            score = self.scores[key]
+            if score.value <= 0:
+                return None
+            if score.age == now:
+                return key
+            self.scores[key] = _Score(self._measure(key), now)
+        return None
+
+    def _measure(self, key: tuple[str, str]) -> float:
+        """Return cost saved for accuracy lost, without retraining; 0 if nothing is saved."""
+        trial = self._apply(key, self.config.units)
+        if trial is None:
+            return 0.0
+        saved = (self.report.cost - self.cost(trial, self.input_shape)) / self.report.baseline_cost
+        lost = self.report.accuracy - self.validate(trial)
+        # Half a point more or less is noise; it must not make a small step look free.
+        return max(saved, 0.0) / max(lost, 0.005)
+
+    def _apply(self, key: tuple[str, str], units: int) -> nn.Module | None:
+        """Return a copy with the step taken and batch norms re-estimated; None if impossible."""
+        method, target = key
+        structure = discover(self.model, self.input_shape)
+        if method == "trim":
+            trial = self._trim(structure, target, units)
+        else:
+            groups = kernel_units(self.model, structure, target, self.images, self._kernels())
+            filters = np.sort(np.concatenate(groups[:units])) if groups else np.array([], int)
+            if not len(filters):
+                return None
+            trial, _ = lower_filters(
+                self.model, structure, target, filters, self.images, self._kernels()
+            )
+        return None if trial is None else reestimate_bn(trial, self.images)
+
+    def _kernels(self) -> KernelConfig:
+        return KernelConfig(**{**asdict(self.config.kernels), "align": self.config.align})
+
+    def _trim(self, structure: Structure, target: str, units: int) -> nn.Module | None:
+        space = structure.space_of(target)
+        scores = measure_relevance(self.model, structure, self.images, self.config.statistic)
+        if space.identifier not in scores:
+            return None
+        align = self.config.align
+        groups = channel_units(self.model, space, scores[space.identifier], align)[units:]
+        if not groups:
+            return None
+        return remove_channels(self.model, structure, {space.identifier: np.concatenate(groups)})
+
+    def state(self, digest: str) -> dict[str, Any]:
+        """Return everything that :meth:`resume` needs, as plain values and tensors."""
+        return {
+            "digest": digest,
+            "model": self.model.state_dict(),
+            "report": asdict(self.report),
+            "scores": [[*key, score.value, score.age] for key, score in self.scores.items()],
+        }
+
+    def resume(self, state: dict[str, Any], digest: str, path: Path) -> None:
+        """Go on from a saved state."""
+        if state["digest"] != digest:
+            raise ValueError(
+                f"{path} must belong to this model and this budget; try deleting it or naming "
+                "another file"
+            )
+        self.model = load_compressed(self.original, state["model"]).eval()
+        report = dict(state["report"])
+        report["steps"] = [Step(**step) for step in report["steps"]]
+        report["rejected"] = [(method, target) for method, target in report["rejected"]]
+        self.report = BudgetReport(**report)
+        self.scores = {(m, t): _Score(value, age) for m, t, value, age in state["scores"]}
+        self.measured = True
+
+
+def _digest(model: nn.Module, config: BudgetConfig, cost: Cost) -> str:
+    """Return what a checkpoint must match: weights, knobs and the name of the cost."""
+    digest = hashlib.sha256(repr((config, getattr(cost, "__qualname__", type(cost)))).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models: everything the demo learns, from the bundled frames to a compressed crop classifier.
+
+``python -m hwgen.demo_training`` trains (or finds in the cache) the baseline that sees the whole
+frame, the foreground predictor, the crop classifier and its compressed copy, and prints what each
+of them gets right and costs. Two trainings run side by side, one thread each, so the figures do
+not depend on the number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwgen import datasets, models
+from hwgen.arch import crop as crop_rule
+from hwgen.compress import budget, cost, cropping, kernel_reduction, relevance, structure, train
+from hwgen.compress.budget import BudgetConfig, BudgetReport, Step, compress_to_budget
+from hwgen.compress.cropping import (
+    PredictorConfig,
+    crop_all,
+    iou,
+    jitter_boxes,
+    predict_boxes,
+    train_predictor,
+)
+from hwgen.compress.structure import load_compressed
+from hwgen.compress.train import MEAN, STD, Tick, TrainConfig, accuracy, save_atomically
+from hwgen.datasets import FrameConfig, Splits, digits_in_photographs
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """What the demo trains.
+
+    Attributes
+    ----------
+    frames
+        The bundled data.
+    crop_side
+        Height and width that the crop classifier sees.
+    predictor
+        The predictor and the side that it sees.
+    crop, frame
+        Training of the crop classifier on jittered true boxes, and of the full-frame baseline.
+        The baseline starts from the crop classifier's weights: from scratch it would need several
+        times the epochs to get as far.
+    jitter
+        Error of the boxes in training, as a share of the frame.
+    max_loss
+        The accuracy budget of the compression, on validation frames.
+    retrain, finish
+        Training after each step of the compression, and at its end.
+    """
+
+    frames: FrameConfig = FrameConfig()
+    crop_side: int = 32
+    predictor: PredictorConfig = PredictorConfig()
+    crop: TrainConfig = TrainConfig(epochs=10)
+    frame: TrainConfig = TrainConfig(epochs=10)
+    jitter: float = 0.03
+    max_loss: float = 0.01
+    retrain: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-3)
+    finish: TrainConfig = TrainConfig(epochs=4, learning_rate=1.5e-3)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """What the demo runs and reports. All networks are in eval mode.
+
+    Attributes
+    ----------
+    frame_classifier, predictor, crop_classifier, compressed_classifier
+        Take ``(pixel / 255 - mean) / std`` as (N, 3, side, side) float32; see the ``_side`` fields.
+    splits
+        The frames; nothing but :attr:`accuracies` has been measured on ``splits.test``.
+    accuracies
+        On the test frames: "full_frame", "cropped", "compressed", each in [0, 1].
+    validation_accuracies
+        Likewise on the validation frames.
+    iou
+        The predictor's mean on the test frames.
+    macs, tap_steps
+        "full_frame", "predictor", and "cropped" and "compressed" with the predictor's included.
+    compression
+        The budget's report.
+    seconds
+        Of each stage, in seconds of one core's time; 0 for what came from the cache.
+    """
+
+    frame_classifier: nn.Module
+    predictor: nn.Module
+    crop_classifier: nn.Module
+    compressed_classifier: nn.Module
+    splits: Splits
+    accuracies: dict[str, float]
+    validation_accuracies: dict[str, float]
+    iou: float
+    macs: dict[str, float]
+    tap_steps: dict[str, float]
+    compression: BudgetReport
+    seconds: dict[str, float]
+    frame_side: int = 64
+    predictor_side: int = 32
+    crop_side: int = 32
+    mean: float = MEAN
+    std: float = STD
+
+
+def train_demo(
+    cache_dir: str | Path,
+    seed: int = 0,
+    progress: Tick | None = None,
+    config: DemoConfig | None = None,
+) -> DemoModels:
+    """Train the demo's networks, or load those that have been trained.
+
+    Parameters
+    ----------
+    cache_dir
+        Finished networks and checkpoints are kept in a folder in it, named by a digest of the
+        config, the seed and the code that trains. An interrupted run goes on from there.
+    seed
+        Replaces the config's.
+    progress
+        See :func:`progress_bars`; called from two threads.
+    config
+        The defaults of :class:`DemoConfig` if None.
+    """
+    config = config or DemoConfig()
+    config = DemoConfig(**{**_shallow(config), "seed": seed})
+    run = _Run(Path(cache_dir) / f"demo-{_digest(config)}", config, progress)
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            predictor_job = pool.submit(run.predictor)
+            crop_job = pool.submit(run.crop_classifier)
+            crop_classifier = crop_job.result()
+            frame_job = pool.submit(run.frame_classifier, crop_classifier)
+            predictor = predictor_job.result()
+            compressed_job = pool.submit(run.compressed, crop_classifier, predictor)
+            frame_classifier = frame_job.result()
+            compressed, report = compressed_job.result()
+            return run.measure(frame_classifier, predictor, crop_classifier, compressed, report)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _shallow(config: DemoConfig) -> dict[str, Any]:
+    """Return the fields as they are (``asdict`` would turn the inner configs into dicts)."""
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def _digest(config: DemoConfig) -> str:
+    """Return 16 hexadecimal digits of the config and of the source of everything that trains."""
+    digest = hashlib.sha256(repr(config).encode())
+    modules = (budget, cost, cropping, kernel_reduction, relevance, structure, train, models)
+    files = [Path(str(module.__file__)) for module in (*modules, crop_rule)] + [Path(__file__)]
+    files += sorted(Path(str(datasets.__file__)).parent.glob("*.py"))
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class _Run:
+    """One training of the demo: its folder, its data, and what has been measured."""
+
+    folder: Path
+    config: DemoConfig
+    progress: Tick | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        began = time.thread_time()
+        frames = FrameConfig(**{**asdict(self.config.frames), "seed": self.config.seed})
+        self.splits = digits_in_photographs(frames)
+        self.seconds["data"] = time.thread_time() - began
+        # Made here, in one thread: initial weights come from one global generator.
+        torch.manual_seed(self.config.seed)
+        self.new_classifier = models.demo_classifier(self.splits.train.num_classes)
+        self.new_predictor = models.ForegroundPredictor(self.config.predictor.side)
+
+    def stage(
+        self, name: str, blank: nn.Module, build: Callable[[Path], tuple[nn.Module, dict[str, Any]]]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """Load a finished stage, or build it (given a checkpoint file) and keep it."""
+        path, checkpoint = self.folder / f"{name}.pt", self.folder / f"{name}.checkpoint"
+        began = time.thread_time()
+        if path.exists():
+            held = torch.load(path, weights_only=True)
+            self.seconds[name] = 0.0
+            return load_compressed(blank, held["model"]).eval(), held["record"]
+        model, record = build(checkpoint)
+        save_atomically({"model": model.state_dict(), "record": record}, path)
+        checkpoint.unlink(missing_ok=True)
+        self.seconds[name] = time.thread_time() - began
+        return model.eval(), record
+
+    def seeded(self, knobs: TrainConfig) -> TrainConfig:
+        """Return the knobs with the run's seed."""
+        return TrainConfig(**{**asdict(knobs), "seed": self.config.seed})
+
+    def predictor(self) -> nn.Module:
+        """Train the foreground predictor on true boxes."""
+        data, knobs = self.splits.train, self.config.predictor
+        assert data.boxes is not None
+
+        def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+            config = PredictorConfig(knobs.side, self.seeded(knobs.train))
+            model, _ = train_predictor(
+                self.new_predictor,
+                data.images,
+                data.boxes,
+                config,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
+            return model, {}
+
+        return self.stage("predictor", self.new_predictor, build)[0]
+
+    def crops(self, boxes: np.ndarray) -> train.Samples:
+        """Return training samples: each epoch's crops by freshly jittered boxes."""
+        data, config = self.splits.train, self.config
+
+        def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((config.seed, epoch, 1))
+            jittered = jitter_boxes(boxes, config.jitter, rng)
+            return crop_all(data.images, jittered, config.crop_side), data.labels
+
+        return samples
+
+    def crop_classifier(self) -> nn.Module:
+        """Train the crop classifier on jittered true boxes."""
+        boxes = self.splits.train.boxes
+        assert boxes is not None
+
+        def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+            model, _ = train.train(
+                self.new_classifier,
+                self.crops(boxes),
+                self.seeded(self.config.crop),
+                checkpoint=checkpoint,
+                progress=self.progress,
+                name="crop classifier",
+            )
+            return model, {}
+
+        return self.stage("crop", self.new_classifier, build)[0]
+
+    def frame_classifier(self, start: nn.Module) -> nn.Module:
+        """Train the baseline on whole frames, from the crop classifier's weights."""
+        data = self.splits.train
+
+        def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+            model, _ = train.train(
+                start,
+                lambda _: (data.images, data.labels),
+                self.seeded(self.config.frame),
+                checkpoint=checkpoint,
+                progress=self.progress,
+                name="full-frame classifier",
+            )
+            return model, {}
+
+        return self.stage("frame", self.new_classifier, build)[0]
+
+    def compressed(
+        self, classifier: nn.Module, predictor: nn.Module
+    ) -> tuple[nn.Module, BudgetReport]:
+        """Compress the crop classifier under the budget, on crops by predicted boxes."""
+        config, splits = self.config, self.splits
+        side = config.crop_side
+
+        def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+            found = predict_boxes(predictor, splits.train.images, config.predictor.side)
+            samples = self.crops(found)
+            held_out = self.cropped(predictor, splits.validation.images)
+            rng = np.random.default_rng(config.seed)
+            some = rng.choice(len(found), min(512, len(found)), replace=False)
+            calibration = crop_all(splits.train.images[some], found[some], side)
+            count = iter(range(10**6))
+
+            def retrain(model: nn.Module) -> nn.Module:
+                epoch = 1000 + next(count)  # other crops after each step
+                knobs = self.seeded(config.retrain)
+                return train.train(
+                    model, lambda e: samples(epoch + e), knobs, teacher=classifier
+                )[0]
+
+            model, report = compress_to_budget(
+                classifier,
+                calibration,
+                lambda model: accuracy(model, held_out, splits.validation.labels),
+                BudgetConfig(max_loss=config.max_loss),
+                fine_tune=retrain,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
+            finished, _ = train.train(
+                model,
+                samples,
+                self.seeded(config.finish),
+                teacher=classifier,
+                progress=self.progress,
+                name="compressed classifier",
+            )
+            final = accuracy(finished, held_out, splits.validation.labels)
+            if final >= report.accuracy:
+                model, report.accuracy = finished, final
+            return model, asdict(report)
+
+        model, record = self.stage("compressed", self.new_classifier, build)
+        record = dict(record)
+        record["steps"] = [Step(**step) for step in record["steps"]]
+        return model, BudgetReport(**record)
+
+    def cropped(self, predictor: nn.Module, images: np.ndarray) -> np.ndarray:
+        """Return what the crop classifier sees of these frames."""
+        boxes = predict_boxes(predictor, images, self.config.predictor.side)
+        return crop_all(images, boxes, self.config.crop_side)
+
+    def measure(
+        self,
+        frame_classifier: nn.Module,
+        predictor: nn.Module,
+        crop_classifier: nn.Module,
+        compressed: nn.Module,
+        report: BudgetReport,
+    ) -> DemoModels:
+        """Measure everything once, and gather it."""
+        config, splits = self.config, self.splits
+        accuracies = []
+        for data in (splits.test, splits.validation):
+            crops = self.cropped(predictor, data.images)
+            accuracies.append(
+                {
+                    "full_frame": accuracy(frame_classifier, data.images, data.labels),
+                    "cropped": accuracy(crop_classifier, crops, data.labels),
+                    "compressed": accuracy(compressed, crops, data.labels),
+                }
+            )
+        assert splits.test.boxes is not None
+        boxes = predict_boxes(predictor, splits.test.images, config.predictor.side)
+        sides = config.frames.frame_side, config.predictor.side, config.crop_side
+        costs = []
+        for function in (cost.macs, cost.tap_steps):
+            finder = function(predictor, (3, sides[1], sides[1]))
+            costs.append(
+                {
+                    "full_frame": function(frame_classifier, (3, sides[0], sides[0])),
+                    "predictor": finder,
+                    "cropped": finder + function(crop_classifier, (3, sides[2], sides[2])),
+                    "compressed": finder + function(compressed, (3, sides[2], sides[2])),
+                }
+            )
+        return DemoModels(
+            frame_classifier,
+            predictor,
+            crop_classifier,
+            compressed,
+            splits,
+            *accuracies,
+            float(iou(boxes, splits.test.boxes).mean()),
+            *costs,
+            report,
+            dict(self.seconds),
+            *sides,
+        )
+
+
+@contextmanager
+def progress_bars() -> Iterator[Tick]:
+    """Show a bar on the terminal for each name that the callback is called with."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description:>24}"), BarColumn(), TimeElapsedColumn()
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tick(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done, total=total)
+
+        yield tick
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train the demo's networks and print a table."""
+    parser = argparse.ArgumentParser(description=str(main.__doc__))
+    parser.add_argument("--cache", default="build/demo/cache", help="folder of trained networks")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    wall, cpu = time.perf_counter(), time.process_time()
+    with progress_bars() as tick:
+        demo = train_demo(chosen.cache, chosen.seed, tick)
+    print(f"{'':12}{'accuracy':>10}{'(validation)':>14}{'MACs':>14}{'tap steps':>12}{'':>8}")
+    for name, found in demo.accuracies.items():
+        steps = demo.tap_steps[name]
+        print(
+            f"{name:12}{found:>10.2%}{demo.validation_accuracies[name]:>14.2%}"
+            f"{demo.macs[name]:>14,.0f}{steps:>12,.0f}"
+            f"{steps / demo.tap_steps['full_frame']:>8.1%}"
+        )
+    print(f"predictor: mean IoU {demo.iou:.3f}, {demo.tap_steps['predictor']:,.0f} tap steps")
+    for step in demo.compression.steps:
+        print(f"  {step.method:6}{step.target:18}{step.accuracy:>8.2%}{step.cost:>10,.0f}")
+    print(f"refused: {demo.compression.rejected}")
+    stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in demo.seconds.items())
+    print(f"core seconds: {stages}")
+    print(f"{time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} CPU seconds")
+
+
+if __name__ == "__main__":
+    main()
