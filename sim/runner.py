@@ -123,11 +123,11 @@ def run_bench(
             extra_env={_PARAMETERS: json.dumps(dict(parameters or {})), "COCOTB_ANSI_OUTPUT": "0"},
             log_file=folder / "test.log",
         )
-    passed, failed = get_results(results)
-    if failed or not passed:
+    tests, failed = get_results(results)
+    if failed or not tests:
         log = (folder / "test.log").read_text(errors="replace")[-4000:]
-        raise AssertionError(f"{bench_module}: {failed} of {passed} tests failed\n{log}")
-    return passed
+        raise AssertionError(f"{bench_module}: {failed} of {tests} tests failed\n{log}")
+    return tests
 
 
 def _build(runner: Any, simulator: str, source: str, top: str, folder: Path) -> None:
