@@ -25,7 +25,15 @@ from torch import nn
 
 from hwgen import datasets, models
 from hwgen.arch import crop as crop_rule
-from hwgen.compress import budget, cost, cropping, kernel_reduction, relevance, structure, train
+from hwgen.compress import (
+    budget,
+    cost,
+    cropping,
+    kernel_reduction,
+    relevance,
+    structure,
+    training,
+)
 from hwgen.compress.budget import BudgetConfig, BudgetReport, Step, compress_to_budget
 from hwgen.compress.cropping import (
     PredictorConfig,
@@ -36,7 +44,16 @@ from hwgen.compress.cropping import (
     train_predictor,
 )
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.train import MEAN, STD, Tick, TrainConfig, accuracy, save_atomically
+from hwgen.compress.training import (
+    MEAN,
+    STD,
+    Samples,
+    Tick,
+    TrainConfig,
+    accuracy,
+    save_atomically,
+    train,
+)
 from hwgen.datasets import FrameConfig, Splits, digits_in_photographs
 
 
@@ -167,7 +184,7 @@ def _shallow(config: DemoConfig) -> dict[str, Any]:
 def _digest(config: DemoConfig) -> str:
     """Return 16 hexadecimal digits of the config and of the source of everything that trains."""
     digest = hashlib.sha256(repr(config).encode())
-    modules = (budget, cost, cropping, kernel_reduction, relevance, structure, train, models)
+    modules = (budget, cost, cropping, kernel_reduction, relevance, structure, training, models)
     files = [Path(str(module.__file__)) for module in (*modules, crop_rule)] + [Path(__file__)]
     files += sorted(Path(str(datasets.__file__)).parent.glob("*.py"))
     for path in files:
@@ -217,14 +234,15 @@ class _Run:
     def predictor(self) -> nn.Module:
         """Train the foreground predictor on true boxes."""
         data, knobs = self.splits.train, self.config.predictor
-        assert data.boxes is not None
+        boxes = data.boxes
+        assert boxes is not None
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
             config = PredictorConfig(knobs.side, self.seeded(knobs.train))
             model, _ = train_predictor(
                 self.new_predictor,
                 data.images,
-                data.boxes,
+                boxes,
                 config,
                 checkpoint=checkpoint,
                 progress=self.progress,
@@ -233,7 +251,7 @@ class _Run:
 
         return self.stage("predictor", self.new_predictor, build)[0]
 
-    def crops(self, boxes: np.ndarray) -> train.Samples:
+    def crops(self, boxes: np.ndarray) -> Samples:
         """Return training samples: each epoch's crops by freshly jittered boxes."""
         data, config = self.splits.train, self.config
 
@@ -250,7 +268,7 @@ class _Run:
         assert boxes is not None
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
-            model, _ = train.train(
+            model, _ = train(
                 self.new_classifier,
                 self.crops(boxes),
                 self.seeded(self.config.crop),
@@ -267,7 +285,7 @@ class _Run:
         data = self.splits.train
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
-            model, _ = train.train(
+            model, _ = train(
                 start,
                 lambda _: (data.images, data.labels),
                 self.seeded(self.config.frame),
@@ -298,9 +316,7 @@ class _Run:
             def retrain(model: nn.Module) -> nn.Module:
                 epoch = 1000 + next(count)  # other crops after each step
                 knobs = self.seeded(config.retrain)
-                return train.train(
-                    model, lambda e: samples(epoch + e), knobs, teacher=classifier
-                )[0]
+                return train(model, lambda e: samples(epoch + e), knobs, teacher=classifier)[0]
 
             model, report = compress_to_budget(
                 classifier,
@@ -311,7 +327,7 @@ class _Run:
                 checkpoint=checkpoint,
                 progress=self.progress,
             )
-            finished, _ = train.train(
+            finished, _ = train(
                 model,
                 samples,
                 self.seeded(config.finish),
@@ -369,17 +385,21 @@ class _Run:
                 }
             )
         return DemoModels(
-            frame_classifier,
-            predictor,
-            crop_classifier,
-            compressed,
-            splits,
-            *accuracies,
-            float(iou(boxes, splits.test.boxes).mean()),
-            *costs,
-            report,
-            dict(self.seconds),
-            *sides,
+            frame_classifier=frame_classifier,
+            predictor=predictor,
+            crop_classifier=crop_classifier,
+            compressed_classifier=compressed,
+            splits=splits,
+            accuracies=accuracies[0],
+            validation_accuracies=accuracies[1],
+            iou=float(iou(boxes, splits.test.boxes).mean()),
+            macs=costs[0],
+            tap_steps=costs[1],
+            compression=report,
+            seconds=dict(self.seconds),
+            frame_side=sides[0],
+            predictor_side=sides[1],
+            crop_side=sides[2],
         )
 
 
@@ -388,9 +408,7 @@ def progress_bars() -> Iterator[Tick]:
     """Show a bar on the terminal for each name that the callback is called with."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(
-        TextColumn("{task.description:>24}"), BarColumn(), TimeElapsedColumn()
-    ) as bars:
+    with Progress(TextColumn("{task.description:>24}"), BarColumn(), TimeElapsedColumn()) as bars:
         tasks: dict[str, Any] = {}
 
         def tick(name: str, done: int, total: int) -> None:

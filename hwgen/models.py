@@ -34,7 +34,12 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, option_a: bool = False, shortcut_bn: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        option_a: bool = False,
+        shortcut_bn: bool = True,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -246,9 +251,7 @@ def demo_classifier(num_classes: int = 10) -> ResNet:
     The same network serves the whole frame (64 x 64) and the crop (32 x 32): what differs between
     the two is the number of pixels alone.
     """
-    return ResNet(
-        num_classes, (32, 64), (1, 1), stem_stride=2, first_stride=2, stem_width=16
-    )
+    return ResNet(num_classes, (32, 64), (1, 1), stem_stride=2, first_stride=2, stem_width=16)
 
 
 class ForegroundPredictor(nn.Sequential):

@@ -25,7 +25,7 @@ from hwgen.compress.structure import (
     discover,
     load_compressed,
 )
-from hwgen.compress.train import (
+from hwgen.compress.training import (
     MEAN,
     STD,
     TrainConfig,

@@ -29,7 +29,7 @@ from hwgen.compress.kernel_reduction import (
 )
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
 from hwgen.compress.structure import Structure, discover, load_compressed
-from hwgen.compress.train import Tick, reestimate_bn, save_atomically
+from hwgen.compress.training import Tick, reestimate_bn, save_atomically
 
 Method = Literal["trim", "lower"]
 Validate = Callable[[nn.Module], float]
@@ -229,9 +229,7 @@ class _Loop:
         self.report.rejected.append(key)
         return True
 
-    def _accept(
-        self, key: tuple[str, str], units: int, trial: nn.Module, accuracy: float
-    ) -> None:
+    def _accept(self, key: tuple[str, str], units: int, trial: nn.Module, accuracy: float) -> None:
         self.model = trial
         self.report.accuracy = accuracy
         self.report.cost = self.cost(trial, self.input_shape)

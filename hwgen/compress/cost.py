@@ -66,7 +66,7 @@ def tap_steps(
             taps = _any_in_groups(used[order[layer.outputs], 0], 0, tn)
         elif layer.kind == "grouped":
             # One group at a time: its filters share their inputs and nothing else.
-            groups = model.get_submodule(layer.name).groups
+            groups = _groups(model, layer.name)
             parts = used.reshape(groups, -1, *used.shape[1:])
             taps = np.concatenate(
                 [_any_in_groups(_any_in_groups(p, 0, tn), 1, ti).reshape(-1) for p in parts]
@@ -118,11 +118,18 @@ def supports(model: nn.Module, name: str) -> np.ndarray:
     return _used(model, name).any(axis=1)
 
 
+def _groups(model: nn.Module, name: str) -> int:
+    """Return a convolution's groups."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    return module.groups
+
+
 def _used(model: nn.Module, name: str) -> np.ndarray:
     """Return where a layer's weights are not zero: (outputs, inputs, positions) bool."""
-    weight = model.get_submodule(name).weight.detach()
+    weight = model.get_submodule(name).weight
     assert isinstance(weight, torch.Tensor)
-    return (weight != 0).reshape(weight.shape[0], weight.shape[1], -1).numpy()
+    return (weight.detach() != 0).reshape(weight.shape[0], weight.shape[1], -1).numpy()
 
 
 def _any_in_groups(used: np.ndarray, axis: int, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.crop import resize, square_crops
-from hwgen.compress.train import Tick, TrainConfig, TrainReport, batches, predict, train
+from hwgen.compress.training import Tick, TrainConfig, TrainReport, batches, predict, train
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def train_predictor(
     validation
         Frames and boxes for the report.
     checkpoint, progress
-        As in :func:`~hwgen.compress.train.train`.
+        As in :func:`~hwgen.compress.training.train`.
 
     Returns
     -------
@@ -142,9 +142,7 @@ def train_predictor(
     return trained, PredictorReport(own, held_out, training)
 
 
-def grad_cam(
-    model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: str
-) -> np.ndarray:
+def grad_cam(model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: str) -> np.ndarray:
     """Return Grad-CAM maps (Selvaraju et al., ICCV 2017, section 3).
 
     A map is the ReLU of the layer's channels, each weighted by the mean gradient of the label's

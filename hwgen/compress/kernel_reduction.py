@@ -24,7 +24,7 @@ from torch.nn import functional
 from hwgen.compress.cost import channel_units, supports
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
-from hwgen.compress.train import MASK, batches, reestimate_bn
+from hwgen.compress.training import MASK, batches, reestimate_bn
 
 Importance = Literal["relevance", "energy", "residual"]
 
@@ -242,14 +242,10 @@ def _importance(
             module, inputs, targets, np.arange(module.out_channels), keep, config.ridge
         )
         return residual
-    raise ValueError(
-        f"importance must be relevance, energy or residual, not {config.importance!r}"
-    )
+    raise ValueError(f"importance must be relevance, energy or residual, not {config.importance!r}")
 
 
-def _next_support(
-    used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, ...]
-) -> np.ndarray:
+def _next_support(used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, ...]) -> np.ndarray:
     """Return the support one rung down: (outputs, positions) bool, centred."""
     height, width = kernel
     result = np.zeros_like(used)
@@ -427,9 +423,9 @@ def fit_kernels(
         gram.diagonal().add_(ridge * float(gram.diagonal().mean()) + 1e-12)
         solution = torch.linalg.solve(gram, a.T @ y)
         error = (a @ solution - y).square().mean(0) / variance
-        weights[torch.tensor(members)[:, None], :, kept] = (
-            solution.reshape(in_per_group, len(kept), len(members)).permute(2, 1, 0)
-        )
+        weights[torch.tensor(members)[:, None], :, kept] = solution.reshape(
+            in_per_group, len(kept), len(members)
+        ).permute(2, 1, 0)
         intercepts[members] = y_mean - a_mean @ solution
         residuals[members] = error.numpy()
     shape = (len(filters), in_per_group, *module.kernel_size)

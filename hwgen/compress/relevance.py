@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
-from hwgen.compress.train import MASK, batches, reestimate_bn
+from hwgen.compress.training import MASK, batches, reestimate_bn
 
 Statistic = Literal["mean_abs", "max", "rms", "std", "fraction_active"]
 FineTune = Callable[[nn.Module], nn.Module]
@@ -183,8 +183,7 @@ class _Tally:
         if statistic == "fraction_active":
             return sums["active"] / count
         raise ValueError(
-            "statistic must be mean_abs, max, rms, std or fraction_active, "
-            f"not {statistic!r}"
+            f"statistic must be mean_abs, max, rms, std or fraction_active, not {statistic!r}"
         )
 
 
@@ -331,8 +330,7 @@ def _choose(
         return kept
     if config.criterion != "global_rank":
         raise ValueError(
-            "criterion must be threshold, keep_fraction or global_rank, "
-            f"not {config.criterion!r}"
+            f"criterion must be threshold, keep_fraction or global_rank, not {config.criterion!r}"
         )
     everything = np.sort(np.concatenate([scores[space.identifier] for space in spaces]))[::-1]
     total = int(np.ceil(share * sum(sizes.values()) - 1e-9))

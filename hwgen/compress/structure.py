@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
-from hwgen.compress.train import MASK
+from hwgen.compress.training import MASK
 
 
 class UnsupportedStructure(ValueError):

@@ -80,9 +80,7 @@ class Dataset:
     def take(self, indices: np.ndarray | slice) -> Dataset:
         """Return the pictures at ``indices``, in that order."""
         boxes = None if self.boxes is None else self.boxes[indices]
-        return replace(
-            self, images=self.images[indices], labels=self.labels[indices], boxes=boxes
-        )
+        return replace(self, images=self.images[indices], labels=self.labels[indices], boxes=boxes)
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
         """Split at random into two disjoint parts, the second ``fraction`` of each class.

@@ -151,14 +151,10 @@ def _deal(count: int) -> list[str]:
     """Return ``count`` split names in the shares of ``_SHARES``."""
     train = round(count * _SHARES["train"])
     validation = round(count * _SHARES["validation"])
-    return (
-        ["train"] * train + ["validation"] * validation + ["test"] * (count - train - validation)
-    )
+    return ["train"] * train + ["validation"] * validation + ["test"] * (count - train - validation)
 
 
-def _backgrounds(
-    tiles: np.ndarray, count: int, side: int, rng: np.random.Generator
-) -> np.ndarray:
+def _backgrounds(tiles: np.ndarray, count: int, side: int, rng: np.random.Generator) -> np.ndarray:
     """Cut random windows, mirrored at random: (count, side, side, 3) float32 in [0, 1]."""
     height, width = tiles.shape[1:3]
     tile = rng.integers(len(tiles), size=count)

@@ -83,9 +83,9 @@ def apply_masks(model: nn.Module) -> None:
     """Put the exact zeros of reduced kernels back, after a step of an optimizer."""
     with torch.no_grad():
         for module in model.modules():
-            mask = getattr(module, MASK, None)
-            if mask is not None:
-                module.weight.mul_(mask)
+            mask, weight = getattr(module, MASK, None), getattr(module, "weight", None)
+            if isinstance(mask, Tensor) and isinstance(weight, Tensor):
+                weight.mul_(mask)
 
 
 def train(
@@ -128,7 +128,7 @@ def train(
     """
     began = time.perf_counter()
     report = TrainReport()
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    model = _with_format(copy.deepcopy(model), torch.channels_last)
     optimizer = _optimizer(model, config)
     first_epoch = 0
     path = Path(checkpoint) if checkpoint is not None else None
@@ -201,7 +201,15 @@ def train(
                 path,
             )
     report.seconds += time.perf_counter() - began
-    return model.eval(), report
+    return _with_format(model, torch.contiguous_format).eval(), report
+
+
+def _with_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Lay the model's weights out so; channels last is what the CPU convolves fastest."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+    return model
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
