@@ -211,7 +211,7 @@ class Builder:
         """Add an average pool."""
         if not count_padding and padding != NONE and divisor is None:
             raise Refusal(
-                "windows at the border divide by fewer pixels than others (count_include_pad=False)",
+                "count_include_pad=False makes windows at the border divide by fewer pixels",
                 "use count_include_pad=True or no padding",
             )
         if ceil_mode and _ceil_padding(self.shape(x), kernel, stride, padding, (1, 1)) != padding:
@@ -332,7 +332,7 @@ def _check_window(kernel: tuple[int, ...], stride: Pair, padding: Padding, dilat
 def _ceil_padding(
     shape: Shape, kernel: Pair, stride: Pair, padding: Padding, dilation: Pair
 ) -> Padding:
-    """Padding with which floor gives torch's ceil_mode size.
+    """Return the padding with which floor gives torch's ceil_mode size.
 
     The last window must start inside the input or the padding before it.
     """

@@ -152,7 +152,7 @@ class _Importer:
 
     def _placeholders(self) -> tuple[str, ...]:
         signature = self.program.graph_signature
-        specs = {s.arg.name: s for s in signature.input_specs}  # type: ignore[union-attr]
+        specs = {s.arg.name: s for s in signature.input_specs}
         tensors = {**self.program.state_dict, **self.program.constants}
         inputs = []
         for node in self.program.graph.nodes:
@@ -425,7 +425,7 @@ class _Importer:
 
     def identity(self, node: FxNode, a: dict[str, Any]) -> None:
         """Let the result be the operand."""
-        item = a.get("self", a.get("input"))
+        item: FxNode = node.all_input_nodes[0]
         if a.get("train") or a.get("training"):
             raise Refusal(
                 "it drops activations in evaluation as well",
@@ -547,7 +547,7 @@ def _sum_padding(a: Padding, b: Padding) -> Padding:
 
 
 def _source(node: FxNode) -> Source:
-    """Module path, and the innermost source line that is not torch's own."""
+    """Return the module path, and the innermost source line that is not torch's own."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     module = stack[-1][0] if stack else ""
     lines = (node.stack_trace or "").splitlines()

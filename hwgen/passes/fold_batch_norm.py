@@ -46,8 +46,8 @@ def fold_batch_norm(graph: Graph) -> Graph:
                 inputs=node.inputs,
                 type=node.type,
                 source=node.source,
-                weight=gain.reshape(-1, 1, 1, 1),
-                bias=offset,
+                weight=gain.reshape(-1, 1, 1, 1).astype(np.float32),
+                bias=offset.astype(np.float32),
                 groups=len(gain),
             )
             graph = graph.rewrite({node.name: depthwise})

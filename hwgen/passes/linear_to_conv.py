@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from hwgen.ir import Clamp, Conv2d, Flatten, Graph, Linear
+from hwgen.ir.types import Shape
 
 
 def linear_to_conv(graph: Graph) -> Graph:
@@ -21,7 +22,7 @@ def linear_to_conv(graph: Graph) -> Graph:
         y = Conv2d(r) weight=(O, C, H, W)     # no padding: one output pixel
     """
     changes: dict[str, Conv2d | Clamp | str] = {}
-    shapes = {}  # of each edge without its flatten
+    shapes: dict[str, Shape] = {}  # of each edge without its flatten
     for node in graph.nodes:
         before = [shapes[name] for name in node.inputs]
         shapes[node.name] = node.type.shape

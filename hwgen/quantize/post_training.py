@@ -216,7 +216,12 @@ def _quantize_node(
             return _quantize_conv(node, inputs, code, scheme, mean, common)
         case MaxPool():
             lo, hi = _clamp_codes(node.clamp, code)
-            identity = Requantization(multiplier=ones, shift=0 * ones, lo=lo, hi=hi)
+            identity = Requantization(
+                multiplier=np.ones(channels, np.int64),
+                shift=np.zeros(channels, np.int64),
+                lo=lo,
+                hi=hi,
+            )
             return QMaxPool(
                 **common,
                 kernel=node.kernel,
@@ -332,12 +337,10 @@ def _weight_scales(
     """
     scale = np.abs(flat).max(axis=1) / 127
     smallest = smallest_factor(residual_factor) * code.scale / x.scale
-    smallest = np.maximum(smallest, np.abs(bias) / (x.scale * 2**30))
-    scale = np.maximum(scale, smallest)
+    scale = np.maximum(scale, np.maximum(smallest, np.abs(bias) / (x.scale * 2**30)))
     if scheme == "affine":
         return scale
-    fine = 2.0 ** np.ceil(np.log2(scale) - 1e-12)
-    return fine
+    return 2.0 ** np.ceil(np.log2(scale) - 1e-12)
 
 
 def _mean_error(
