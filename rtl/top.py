@@ -145,6 +145,8 @@ class Accelerator(wiring.Component):
             base = getattr(registers, f"base{i}").value
             m.d.comb += [load.bases[i].eq(base), store.bases[i].eq(base)]
         irq = Signal()
-        m.d.sync += irq.eq((registers.irq_status.as_value() & registers.irq_enable.as_value()).any())
+        m.d.sync += irq.eq(
+            (registers.irq_status.as_value() & registers.irq_enable.as_value()).any()
+        )
         m.d.comb += self.irq.eq(irq)
         return m

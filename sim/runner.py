@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,6 +110,8 @@ def run_bench(
     folder = Path(build_dir).absolute() / simulator
     folder.mkdir(parents=True, exist_ok=True)
     source = component if isinstance(component, str) else verilog_of(component, top)
+    if simulator == "icarus":
+        source = _evaluated_at_start(source)
     runner = get_runner(simulator)
     with verilator_environment():
         _build(runner, simulator, source, top, folder)
@@ -128,6 +131,16 @@ def run_bench(
         log = (folder / "test.log").read_text(errors="replace")[-4000:]
         raise AssertionError(f"{bench_module}: {failed} of {tests} tests failed\n{log}")
     return tests
+
+
+def _evaluated_at_start(source: str) -> str:
+    """Make Icarus evaluate every `always @*` at time 0.
+
+    Yosys writes a flag into each for that, whose initial value does not count as a change in
+    Icarus: what depends on constant registers alone would stay X. Changing the flag helps.
+    """
+    flag = r"^( *)reg (\\\$auto\$verilog_backend\S* ) = 0;"
+    return re.sub(flag, r"\1reg \2 = 0;\n\1initial #0 \2 = 1;", source, flags=re.MULTILINE)
 
 
 def _build(runner: Any, simulator: str, source: str, top: str, folder: Path) -> None:

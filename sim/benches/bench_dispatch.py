@@ -102,9 +102,7 @@ def random_program(rng: random.Random, memory: bytes, pairs: int) -> bytes:
         pitch = 8 * rng.randint(0, 12)
         offset = 8 * rng.randrange(1000)
         fetched = -(-row_bytes // 8) * 8
-        data = b"".join(
-            memory[INPUT + offset + r * pitch :][:fetched] for r in range(rows)
-        )
+        data = b"".join(memory[INPUT + offset + r * pitch :][:fetched] for r in range(rows))
         program += isa.encode(
             Opcode.LOAD,
             base=1,
@@ -174,9 +172,7 @@ async def run_and_compare(m: Machine, rng: random.Random, pairs: int) -> None:
 
 
 def _split(program: bytes) -> list[bytes]:
-    return [
-        program[i : i + INSTRUCTION_BYTES] for i in range(0, len(program), INSTRUCTION_BYTES)
-    ]
+    return [program[i : i + INSTRUCTION_BYTES] for i in range(0, len(program), INSTRUCTION_BYTES)]
 
 
 async def expect_error(

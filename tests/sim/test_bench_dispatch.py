@@ -16,7 +16,13 @@ CONFIG = AcceleratorConfig(
 )
 
 
-@pytest.mark.parametrize("simulator", available_simulators())
+@pytest.mark.parametrize(
+    "simulator",
+    [
+        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
+        for s in available_simulators()
+    ],
+)
 def test_dispatch(simulator: str, tmp_path: Path) -> None:
     """Random programs, every error of the system side, soft resets."""
     parameters = {"config": CONFIG.to_dict(), "seed": 1}
