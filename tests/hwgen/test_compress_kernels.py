@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests: lower kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hwgen.compress import (
+    KernelConfig,
+    TrainConfig,
+    bake,
+    lower_kernels,
+    normalise,
+    tap_steps,
+    train,
+)
+from hwgen.compress.cost import supports
+from hwgen.models import demo_classifier, lenet, mobilenet_v1, resnet_cifar
+
+CROP = KernelConfig(weights="centre_crop", retrain="none")
+
+
+def _images(side: int = 32, count: int = 40) -> np.ndarray:
+    """Smooth random pictures: neighbours are alike, as in photographs."""
+    rng = np.random.default_rng(0)
+    small = torch.from_numpy(rng.uniform(0, 255, (count, 3, side // 4, side // 4)))
+    large = functional.interpolate(small, size=side, mode="bicubic").clamp(0, 255)
+    return large.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+
+def _residual(model: nn.Module, lowered: nn.Module, name: str, images: np.ndarray) -> float:
+    """Mean square error of a batch norm's output, the first layer's: what the network sees."""
+    x = normalise(images)
+    outputs = []
+    for network in (model, lowered):
+        hook = network.get_submodule(name).register_forward_hook(
+            lambda m, i, o: outputs.append(o.detach())
+        )
+        network.eval()(x)
+        hook.remove()
+    return float((outputs[0] - outputs[1]).square().mean())
+
+
+def test_least_squares_beats_the_centre_crop_on_calibration_data():
+    torch.manual_seed(0)
+    model, images = demo_classifier().eval(), _images()
+    found = {}
+    for weights in ("centre_crop", "least_squares"):
+        config = KernelConfig(
+            fraction=1.0, layers=("conv1",), weights=weights, retrain="none", rows=10**6
+        )
+        lowered, _ = lower_kernels(model, images, config)
+        found[weights] = _residual(model, lowered, "bn1", images)
+    assert found["least_squares"] < 0.5 * found["centre_crop"]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_filter_that_needs_no_more_is_fitted_exactly(bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=bias)
+    with torch.no_grad():
+        conv.weight[2] *= torch.tensor([[0, 0, 0], [0, 1, 0], [0, 0, 0.0]])
+        conv.weight[2, 0, 0, 0] = 1e-20  # not zero, so that there is a rung to go down
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 2, 1))
+    config = KernelConfig(
+        fraction=0.25, align=1, importance="residual", layers=("0",), retrain="none", ridge=0.0
+    )
+    lowered, report = lower_kernels(model, _images(), config)
+    assert np.array_equal(report.layers["0"].filters, [2])
+    assert report.layers["0"].sides == ((1, 1),) and report.layers["0"].residual < 1e-6
+    torch.testing.assert_close(lowered[0].weight, conv.weight, rtol=1e-4, atol=1e-5)
+    if bias:
+        torch.testing.assert_close(lowered[0].bias, conv.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_the_ladder_goes_down_one_rung_at_a_time_and_stays_centred():
+    model = nn.Sequential(nn.Conv2d(3, 4, 7, padding=3), nn.ReLU(), nn.Conv2d(4, 2, (1, 5)))
+    config = KernelConfig(**{**CROP.__dict__, "fraction": 1.0, "align": 1})
+    for sides in (5, 3, 1):
+        model, report = lower_kernels(model, _images(), config)
+        expected = torch.zeros(7, 7, dtype=torch.bool)
+        edge = (7 - sides) // 2
+        expected[edge : 7 - edge, edge : 7 - edge] = True
+        assert ((model[0].weight != 0) == expected).all()
+        assert report.layers["0"].sides == ((sides, sides),) * 4
+    assert ((model[2].weight != 0)[:, :, 0] == torch.tensor([0, 0, 1, 0, 0]).bool()).all()
+    assert lower_kernels(model, _images(), config)[1].layers == {}  # nothing left
+
+
+@pytest.mark.parametrize("importance", ["relevance", "energy", "residual"])
+def test_lowered_filters_fill_machine_groups_so_macs_saved_are_steps_saved(importance):
+    torch.manual_seed(0)
+    model = resnet_cifar(14)
+    config = KernelConfig(fraction=0.5, importance=importance, retrain="none")
+    lowered, report = lower_kernels(model, _images(), config)
+    assert "layer3.1.conv2" in report.layers
+    # Stages of 32 and 64 channels: half of 3x3 goes to 1x1 in every convolution but the stem's.
+    before, after = tap_steps(model, (3, 32, 32)), tap_steps(lowered, (3, 32, 32))
+    saved = sum(
+        {32: 256, 64: 64}[conv.out_channels] * 8 * conv.out_channels // 32 * conv.in_channels // 16
+        for name, conv in model.named_modules()
+        if isinstance(conv, nn.Conv2d) and name in report.layers
+    )
+    assert before - after == saved > 0
+    for layer in report.layers.values():
+        assert len(layer.filters) % 16 == 0
+
+
+def test_depthwise_kernels_are_fitted_each_on_its_own_channel():
+    torch.manual_seed(0)
+    model = mobilenet_v1().eval()
+    config = KernelConfig(fraction=1.0, layers=("features.1.0",), rows=10**5, retrain="none")
+    lowered, report = lower_kernels(model, _images(), config)
+    assert np.array_equal(supports(lowered, "features.1.0").sum(axis=1), np.ones(8))
+    assert report.layers["features.1.0"].residual < 1.0
+
+
+def test_masks_hold_through_training_and_baking_leaves_a_plain_model():
+    torch.manual_seed(0)
+    images = _images(16, 64)
+    labels = np.arange(64) % 10
+    lowered, _ = lower_kernels(demo_classifier(), images, CROP)
+    before = {k: v.clone() for k, v in lowered.state_dict().items()}
+    tuned, _ = train(lowered, lambda _: (images, labels), TrainConfig(epochs=2))
+    for name, module in tuned.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert np.array_equal(supports(tuned, name), supports(lowered, name))
+    assert not torch.equal(tuned.conv1.weight, before["conv1.weight"])
+    plain = bake(tuned)
+    assert not any("mask" in key for key in plain.state_dict())
+    exported = torch.export.export(plain.eval(), (normalise(images[:1]),))
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(normalise(images[:1])),
+                                   tuned(normalise(images[:1])))  # fmt: skip
+
+
+def test_what_cannot_be_lowered_is_refused_by_name():
+    with pytest.raises(ValueError, match="must be convolutions .* not \\['fc1'\\]"):
+        lower_kernels(lenet(), _images(), KernelConfig(layers=("fc1",)))
+    with pytest.raises(ValueError, match="ladder must be odd sides, largest first"):
+        KernelConfig(ladder=(3, 5))
+    with pytest.raises(ValueError, match="fine_tune must be given"):
+        lower_kernels(lenet(), _images(), KernelConfig(retrain="fine_tune"))

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests: relevance trimming."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwgen.compress import RelevanceConfig, discover, load_compressed, normalise, trim_by_relevance
+from hwgen.compress.relevance import measure_relevance, remove_channels
+from hwgen.models import demo_classifier, lenet, mobilenet_v1, resnet_cifar
+
+
+def _images(side: int = 32, count: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
+
+
+def _shake_norms(model: nn.Module) -> nn.Module:
+    """Give batch norms statistics and scales that are no identity."""
+    torch.manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model.eval()
+
+
+@pytest.mark.parametrize("statistic", ["mean_abs", "max", "rms", "std", "fraction_active"])
+def test_the_planted_irrelevant_filter_is_the_one_trimmed(statistic):
+    torch.manual_seed(1)
+    model = lenet()
+    with torch.no_grad():
+        model.conv1.weight[5] *= 1e-3
+        model.conv1.bias[5] = -0.1  # its activation is zero nearly always
+        model.conv1.bias[:5].clamp_min_(0.3)
+        model.conv1.bias[6:].clamp_min_(0.3)
+    config = RelevanceConfig(statistic=statistic, amount=15 / 16, retrain="none")
+    trimmed, report = trim_by_relevance(model, _images(), config)
+    assert set(range(16)) - set(report.kept["conv1"]) == {5}
+    assert trimmed.conv1.out_channels == 15 and trimmed.conv2.in_channels == 15
+    assert model.conv1.out_channels == 16  # the input is as it was
+
+
+@pytest.mark.parametrize("build", [demo_classifier, lenet, mobilenet_v1, lambda: resnet_cifar(8)])
+def test_trimming_filters_that_are_zero_leaves_the_logits(build):
+    torch.manual_seed(2)
+    model = _shake_norms(build())
+    structure = discover(model, (3, 32, 32))
+    kept = {}
+    for space in structure.spaces.values():
+        if space.frozen:
+            continue
+        dead = np.array([1, space.channels - 2])
+        kept[space.identifier] = np.setdiff1d(np.arange(space.channels), dead)
+        with torch.no_grad():
+            for name in space.producers + space.depthwise + space.batch_norms:
+                module = model.get_submodule(name)
+                for value in (module.weight, module.bias):
+                    if value is not None:
+                        value[dead] = 0
+            for name in space.batch_norms:
+                model.get_submodule(name).running_mean[dead] = 0
+    trimmed = remove_channels(model, structure, kept).eval()
+    x = normalise(_images())
+    with torch.no_grad():
+        torch.testing.assert_close(trimmed(x), model(x), rtol=1e-4, atol=1e-5)
+    for identifier, indices in kept.items():
+        for name in structure.spaces[identifier].producers:
+            assert trimmed.get_submodule(name).weight.shape[0] == len(indices)
+
+
+def test_a_residual_group_is_trimmed_as_one():
+    model = resnet_cifar(20)
+    config = RelevanceConfig(amount=0.5, retrain="reestimate_bn")
+    trimmed, report = trim_by_relevance(model, _images(), config)
+    stem = report.kept["conv1"]
+    for block in range(3):
+        original = model.layer1[block].conv2.weight
+        own = trimmed.layer1[block].conv2.weight
+        assert own.shape[0] == 8
+        inner = report.kept[f"layer1.{block}.conv1"]
+        assert torch.equal(own, original[stem][:, inner])
+    assert "layer1.0.conv2" not in report.kept  # the stem's name stands for its group
+    assert trimmed(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_whole_machine_groups_are_kept():
+    model = demo_classifier()
+    config = RelevanceConfig(amount=0.4, align=16, retrain="none")
+    trimmed, _ = trim_by_relevance(model, _images(), config)
+    counts = [m.out_channels for m in trimmed.modules() if isinstance(m, nn.Conv2d)]
+    assert set(counts) == {16, 32}  # 0.4 * 32 and 0.4 * 64, rounded up to groups
+
+
+@pytest.mark.parametrize("criterion", ["threshold", "global_rank"])
+def test_other_criteria_count_as_they_say(criterion):
+    model = demo_classifier().eval()
+    structure = discover(model, (3, 32, 32))
+    scores = measure_relevance(model, structure, _images())
+    spaces = [s for s in structure.spaces.values() if not s.frozen]
+    amount = 0.7
+    config = RelevanceConfig(criterion=criterion, amount=amount, retrain="none")
+    _, report = trim_by_relevance(model, _images(), config)
+    everything = np.concatenate([scores[s.identifier] for s in spaces])
+    limit = amount
+    if criterion == "global_rank":
+        limit = np.sort(everything)[::-1][int(np.ceil(amount * len(everything) - 1e-9)) - 1]
+    for space in spaces:
+        expected = np.flatnonzero(scores[space.identifier] >= limit)
+        if len(expected):
+            assert np.array_equal(report.kept[space.producers[0]], expected)
+
+
+def test_iterating_trims_in_rounds_and_retrains_after_each():
+    sizes = []
+
+    def fine_tune(model: nn.Module) -> nn.Module:
+        sizes.append(model.layer1[0].conv1.out_channels)
+        return copy.deepcopy(model)
+
+    config = RelevanceConfig(amount=0.5, retrain="iterate", rounds=3)
+    _, report = trim_by_relevance(demo_classifier(), _images(), config, fine_tune)
+    assert len(sizes) == 3 and sizes[0] > sizes[1] > sizes[2] == 16
+    assert report.channels_after <= 0.5 * report.channels_before + 3
+    with pytest.raises(ValueError, match="fine_tune must be given"):
+        trim_by_relevance(demo_classifier(), _images(), config)
+
+
+def test_a_trimmed_state_loads_into_the_untrimmed_model():
+    model = mobilenet_v1()
+    trimmed, _ = trim_by_relevance(model, _images(), RelevanceConfig(amount=0.5))
+    again = load_compressed(model, trimmed.state_dict()).eval()
+    x = normalise(_images())
+    with torch.no_grad():
+        assert torch.equal(again(x), trimmed(x))
+
+
+def test_amounts_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"amount must be in \(0, 1\]"):
+        RelevanceConfig(amount=0.0)
