@@ -26,57 +26,26 @@ HANG = "hang"
 NAME_AT = {register.offset: register.name for register in REGISTERS}
 
 
-class FakeDevice(Device):
-    """A board with one accelerator of `config` at `base_address`.
+class MemoryDevice(Device):
+    """DDR of a board: `allocate` hands out pages of one array, first fit.
 
     Attributes
     ----------
-    faults
-        What happens to the next starts, one entry each: None (a correct run), an `ErrorCode`
-        (stop with it) or `HANG`. When it is empty, every run is correct.
-    stuck_reset
-        A soft reset never finishes while this is set.
+    ddr
+        uint8, at `DDR_BASE` for the accelerator.
     allocated
         Sizes in bytes of the buffers that are not freed, by address.
-    starts
-        Programs started so far.
     """
 
-    def __init__(
-        self,
-        config: AcceleratorConfig,
-        base_address: int = 0x43C0_0000,
-        ddr_bytes: int = 1 << 20,
-        polls: int = 3,
-    ) -> None:
-        super().__init__("fake")
+    def __init__(self, tag: str, base_address: int, ddr_bytes: int) -> None:
+        super().__init__(tag)
         self.capabilities = {"REGISTER_RW": True}
-        self.machine = Interpreter(config)
         self.base_address = base_address
         self.ddr = np.zeros(ddr_bytes, dtype=np.uint8)
         self.allocated: dict[int, int] = {}
-        self.allocations = 0
-        self.faults: deque[ErrorCode | int | str | None] = deque()
-        self.stuck_reset = False
-        self.polls = polls
-        self.starts = 0
-        self.reset_registers()
-
-    def reset_registers(self) -> None:
-        """Do what loading the bitstream anew does to the registers."""
-        digest = self.machine.config.digest()
-        self.registers = {register.name: register.reset for register in REGISTERS}
-        self.registers["VERSION"] = ISA_VERSION
-        self.registers["DIGEST_LOW"] = digest & 0xFFFFFFFF
-        self.registers["DIGEST_HIGH"] = digest >> 32
-        self.status = {"idle": 1, "running": 0, "done": 0, "error": 0, "resetting": 0}
-        self._outcome: ErrorCode | int | str | None = None
-        self._left = 0
 
     def has_capability(self, name: str) -> bool:
         return self.capabilities.get(name, False)
-
-    # Memory: pages of one DDR array, first fit.
 
     def allocate(self, shape: Any, dtype: Any, **kwargs: Any) -> PynqBuffer:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -89,7 +58,6 @@ class FakeDevice(Device):
         if start + pages > len(self.ddr):
             raise RuntimeError(f"Failed to allocate {size} bytes")
         self.allocated[start] = pages
-        self.allocations += 1
         self.ddr[start : start + size] = 0xA5  # what memory holds that nobody has written
         buffer = PynqBuffer(
             shape,
@@ -107,7 +75,46 @@ class FakeDevice(Device):
     def return_pointer(self, pointer: tuple[int]) -> None:
         del self.allocated[pointer[0]]
 
-    # Registers.
+
+class FakeDevice(MemoryDevice):
+    """A board with one accelerator of `config` at `base_address`.
+
+    Attributes
+    ----------
+    faults
+        What happens to the next starts, one entry each: None (a correct run), an `ErrorCode`
+        (stop with it) or `HANG`. When it is empty, every run is correct.
+    stuck_reset
+        A soft reset never finishes while this is set.
+    starts
+        Programs started so far.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        base_address: int = 0x43C0_0000,
+        ddr_bytes: int = 1 << 20,
+        polls: int = 3,
+    ) -> None:
+        super().__init__("fake", base_address, ddr_bytes)
+        self.machine = Interpreter(config)
+        self.faults: deque[ErrorCode | int | str | None] = deque()
+        self.stuck_reset = False
+        self.polls = polls
+        self.starts = 0
+        self.reset_registers()
+
+    def reset_registers(self) -> None:
+        """Do what loading the bitstream anew does to the registers."""
+        digest = self.machine.config.digest()
+        self.registers = {register.name: register.reset for register in REGISTERS}
+        self.registers["VERSION"] = ISA_VERSION
+        self.registers["DIGEST_LOW"] = digest & 0xFFFFFFFF
+        self.registers["DIGEST_HIGH"] = digest >> 32
+        self.status = {"idle": 1, "running": 0, "done": 0, "error": 0, "resetting": 0}
+        self._outcome: ErrorCode | int | str | None = None
+        self._left = 0
 
     def read_registers(self, address: int, length: int) -> bytes:
         assert length == 4
