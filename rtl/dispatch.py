@@ -27,7 +27,7 @@ class Fetch(wiring.Component):
     """Read the program ahead, check each instruction, hand it to its queue, in order.
 
     Runs from reset (the top holds it in reset between runs). Up to `BUFFERED_INSTRUCTIONS` are
-    asked for ahead of their dispatch, one transfer an instruction. `ended` is high once END came.
+    asked for ahead of their dispatch, one transfer each. `ended` is high once END came.
     `dispatched` pulses for each instruction handed over, END included. After an error it stops.
 
     Timing: the first request is up `START_LATENCY` cycle after the first one out of reset; one a

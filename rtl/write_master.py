@@ -30,7 +30,7 @@ class WriteMaster(wiring.Component):
     beat can be on the bus in cycle `DATA_LATENCY`; a beat a cycle, a burst without a gap.
     """
 
-    OUTSTANDING = 4
+    OUTSTANDING = 8
     REQUEST_LATENCY = 2
     DATA_LATENCY = 3
 

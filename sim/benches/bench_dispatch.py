@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulation room: programs of loads and stores on the whole top: fetch, queues, tokens, errors.
+"""The simulation room: programs of loads and stores on the whole top: queues, tokens, errors.
 
 The interpreter is the reference: what it leaves in DDR, and where it stops and why.
 """
@@ -277,7 +277,7 @@ WRONG = {
 @cocotb.test()
 @cocotb.parametrize(name=list(WRONG))
 async def wrong_program(dut, name: str) -> None:
-    """A wrong program stops with its error, and the machine works after a soft reset."""
+    """Stop a wrong program with its error; the machine works after a soft reset."""
     m = await machine(dut, 0.2)
     program, code, queue, instruction = WRONG[name]
     if name not in ("past_memory", "zero_rows"):
@@ -300,7 +300,7 @@ def _interpreter_agrees(
 
 @cocotb.test()
 async def tokens_overflow(dut) -> None:
-    """The 256th token that nobody takes is an error of the one who gives it."""
+    """Find the 256th token that nobody takes to be an error of the one who gives it."""
     m = await machine(dut)
     load = isa.encode(Opcode.LOAD, **{**LOAD, "row_bytes": 8, "words_per_row": 1}, signal_compute=1)
     await expect_error(m, load * 256 + END, ErrorCode.TOKEN_OVERFLOW, 0, 255)
@@ -330,7 +330,7 @@ async def bus_errors(dut, response: AxiResp) -> None:
 
 @cocotb.test()
 async def soft_resets(dut) -> None:
-    """A soft reset at any moment of a run: the bus stays legal, the next run is right."""
+    """Soft-reset at any moment of a run: the bus stays legal, the next run is right."""
     m = await machine(dut, 0.4)
     rng = random.Random(SEED)
     for _ in range(8):
@@ -345,7 +345,7 @@ async def soft_resets(dut) -> None:
 
 @cocotb.test()
 async def dead_bus(dut) -> None:
-    """A memory that never answers is NO_PROGRESS; once it answers, a soft reset recovers."""
+    """Take a memory that never answers for NO_PROGRESS; when it answers, a reset recovers."""
     m = await machine(dut)
     m.memory.read_if.r_channel.pause = True
     await m.start(GOOD + END, watchdog=300)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,3 +104,65 @@ async def reset(dut: Any, **inputs: int) -> None:
         await RisingEdge(dut.clk)
     dut.rst.value = 0
     await RisingEdge(dut.clk)
+
+
+class LatencyMemory:
+    """A memory of fixed timing: a beat a cycle each way, any number of bursts in flight.
+
+    A burst's first beat is on the bus `latency` cycles after its address was accepted, or one
+    cycle after the beat before it; its write response `latency` cycles after its last beat.
+    """
+
+    def __init__(self, dut: Any, size: int, latency: int) -> None:
+        self.dut, self.latency = dut, latency
+        self.data = bytearray(size)
+        dut.m_axi_rresp.value = dut.m_axi_bresp.value = 0
+        dut.m_axi_rid.value = dut.m_axi_bid.value = 0
+        dut.m_axi_rvalid.value = dut.m_axi_bvalid.value = 0
+        dut.m_axi_arready.value = dut.m_axi_awready.value = dut.m_axi_wready.value = 1
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put bytes into the memory."""
+        self.data[address : address + len(data)] = data
+
+    def read(self, address: int, length: int) -> bytes:
+        """Take bytes out of the memory."""
+        return bytes(self.data[address : address + length])
+
+    async def run(self) -> None:
+        """Answer for ever."""
+        dut, cycle = self.dut, 0
+        beats: deque[tuple[int, int, bool]] = deque()  # due, address, last
+        bursts: deque[int] = deque()
+        answers: deque[int] = deque()
+        written = 0
+        while True:
+            await RisingEdge(dut.clk)
+            # Values sampled here are those of the cycle that ends at this edge.
+            if int(dut.m_axi_arvalid.value):
+                address, count = int(dut.m_axi_araddr.value), int(dut.m_axi_arlen.value) + 1
+                due = cycle + self.latency
+                beats.extend((due, address + 8 * i, i == count - 1) for i in range(count))
+            if int(dut.m_axi_awvalid.value):
+                bursts.append(int(dut.m_axi_awaddr.value))
+            if int(dut.m_axi_wvalid.value):
+                word = int(dut.m_axi_wdata.value).to_bytes(8, "little")
+                if int(dut.m_axi_wstrb.value):
+                    self.write(bursts[0] + written, word)
+                written += 8
+                if int(dut.m_axi_wlast.value):
+                    bursts.popleft()
+                    written = 0
+                    answers.append(cycle + self.latency)
+            if int(dut.m_axi_rvalid.value) and int(dut.m_axi_rready.value):
+                beats.popleft()
+            if int(dut.m_axi_bvalid.value) and int(dut.m_axi_bready.value):
+                answers.popleft()
+            cycle += 1
+            ready = bool(beats) and beats[0][0] <= cycle
+            dut.m_axi_rvalid.value = int(ready)
+            if ready:
+                _, address, last = beats[0]
+                dut.m_axi_rdata.value = int.from_bytes(self.read(address, 8), "little")
+                dut.m_axi_rlast.value = int(last)
+            dut.m_axi_bvalid.value = int(bool(answers) and answers[0] <= cycle)
