@@ -3,17 +3,21 @@
 
 ``python -m hwgen.demo_training`` trains (or finds in the cache) the baseline that sees the whole
 frame, the foreground predictor, the crop classifier and its compressed copy, and prints what each
-of them gets right and costs. Two trainings run side by side, one thread each, so the figures do
-not depend on the number of cores.
+of them gets right and costs. Two trainings run side by side, each in a process of its own with
+one thread, so that the figures do not depend on the number of cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,7 +58,7 @@ from hwgen.compress.training import (
     save_atomically,
     train,
 )
-from hwgen.datasets import FrameConfig, Splits, digits_in_photographs
+from hwgen.datasets import FrameConfig, Splits, digits_in_photographs, load_npz
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ class DemoModels:
     compression
         The budget's report.
     seconds
-        Of each stage, in seconds of one core's time; 0 for what came from the cache.
+        What each stage took when it was trained, in seconds of one core.
+    cached
+        Whether everything came from the cache.
     """
 
     frame_classifier: nn.Module
@@ -129,6 +135,7 @@ class DemoModels:
     tap_steps: dict[str, float]
     compression: BudgetReport
     seconds: dict[str, float]
+    cached: bool
     frame_side: int = 64
     predictor_side: int = 32
     crop_side: int = 32
@@ -152,28 +159,24 @@ def train_demo(
     seed
         Replaces the config's.
     progress
-        See :func:`progress_bars`; called from two threads.
+        See :func:`progress_bars`; must bear being called from two threads.
     config
         The defaults of :class:`DemoConfig` if None.
     """
     config = config or DemoConfig()
     config = DemoConfig(**{**_shallow(config), "seed": seed})
     run = _Run(Path(cache_dir) / f"demo-{_digest(config)}", config, progress)
-    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            predictor_job = pool.submit(run.predictor)
-            crop_job = pool.submit(run.crop_classifier)
-            crop_classifier = crop_job.result()
-            frame_job = pool.submit(run.frame_classifier, crop_classifier)
-            predictor = predictor_job.result()
-            compressed_job = pool.submit(run.compressed, crop_classifier, predictor)
-            frame_classifier = frame_job.result()
-            compressed, report = compressed_job.result()
-            return run.measure(frame_classifier, predictor, crop_classifier, compressed, report)
-        finally:
-            torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with run.elsewhere("predictor"):
+            crop_classifier = run.crop_classifier()
+        with run.elsewhere("frame"):
+            compressed, report = run.compressed()
+        frame_classifier, predictor = run.frame_classifier(), run.predictor()
+        return run.measure(frame_classifier, predictor, crop_classifier, compressed, report)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _shallow(config: DemoConfig) -> dict[str, Any]:
@@ -200,32 +203,94 @@ class _Run:
     config: DemoConfig
     progress: Tick | None
     seconds: dict[str, float] = field(default_factory=dict)
+    built: bool = False
 
     def __post_init__(self) -> None:
-        began = time.thread_time()
         frames = FrameConfig(**{**asdict(self.config.frames), "seed": self.config.seed})
-        self.splits = digits_in_photographs(frames)
-        self.seconds["data"] = time.thread_time() - began
-        # Made here, in one thread: initial weights come from one global generator.
+        self.splits = self._frames(frames)
         torch.manual_seed(self.config.seed)
         self.new_classifier = models.demo_classifier(self.splits.train.num_classes)
         self.new_predictor = models.ForegroundPredictor(self.config.predictor.side)
+
+    def _frames(self, config: FrameConfig) -> Splits:
+        """Load the frames, or make and keep them."""
+        path = self.folder / "frames.npz"
+        names = ("train", "validation", "test")
+        if not path.exists():
+            splits = digits_in_photographs(config)
+            arrays: dict[str, Any] = {"class_names": splits.train.class_names}
+            for name in names:
+                part = getattr(splits, name)
+                arrays |= {f"{name}_images": part.images, f"{name}_labels": part.labels}
+                arrays[f"{name}_boxes"] = part.boxes
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{os.getpid()}.npz")
+            np.savez(temporary, **arrays)
+            os.replace(temporary, path)
+        return Splits(**{name: load_npz(path, name) for name in names})
+
+    @contextmanager
+    def elsewhere(self, name: str) -> Iterator[None]:
+        """Train the stage ``name`` in another process while the body runs."""
+        if (self.folder / f"{name}.pt").exists():
+            yield
+            return
+        root = str(Path(__file__).resolve().parents[1])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with subprocess.Popen(
+            [sys.executable, "-m", "hwgen.demo_training", "--stage", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        ) as process:
+            errors: list[bytes] = []
+            readers = [
+                threading.Thread(target=self._relay, args=(process.stdout,)),
+                threading.Thread(target=lambda: errors.extend(process.stderr or ())),
+            ]
+            for reader in readers:
+                reader.start()
+            try:
+                assert process.stdin is not None
+                process.stdin.write(pickle.dumps((self.folder, self.config)))
+                process.stdin.close()
+                yield
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                for reader in readers:
+                    reader.join()
+        if process.returncode:
+            text = b"".join(errors[-20:]).decode(errors="replace")
+            raise RuntimeError(f"training of {name} ended with {process.returncode}:\n{text}")
+        self.built = True
+
+    def _relay(self, lines: Any) -> None:
+        """Pass the other process's progress on."""
+        for line in lines:
+            name, done, total = line.decode().rstrip("\n").split("\t")
+            if self.progress is not None:
+                self.progress(name, int(done), int(total))
 
     def stage(
         self, name: str, blank: nn.Module, build: Callable[[Path], tuple[nn.Module, dict[str, Any]]]
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Load a finished stage, or build it (given a checkpoint file) and keep it."""
         path, checkpoint = self.folder / f"{name}.pt", self.folder / f"{name}.checkpoint"
-        began = time.thread_time()
-        if path.exists():
-            held = torch.load(path, weights_only=True)
-            self.seconds[name] = 0.0
-            return load_compressed(blank, held["model"]).eval(), held["record"]
-        model, record = build(checkpoint)
-        save_atomically({"model": model.state_dict(), "record": record}, path)
-        checkpoint.unlink(missing_ok=True)
-        self.seconds[name] = time.thread_time() - began
-        return model.eval(), record
+        if not path.exists():
+            began = time.process_time()
+            model, record = build(checkpoint)
+            seconds = time.process_time() - began
+            state = {"model": model.state_dict(), "record": record, "seconds": seconds}
+            save_atomically(state, path)
+            checkpoint.unlink(missing_ok=True)
+            self.built = True
+        held = torch.load(path, weights_only=True)
+        self.seconds[name] = held["seconds"]
+        return load_compressed(blank, held["model"]).eval(), held["record"]
 
     def seeded(self, knobs: TrainConfig) -> TrainConfig:
         """Return the knobs with the run's seed."""
@@ -280,13 +345,13 @@ class _Run:
 
         return self.stage("crop", self.new_classifier, build)[0]
 
-    def frame_classifier(self, start: nn.Module) -> nn.Module:
+    def frame_classifier(self) -> nn.Module:
         """Train the baseline on whole frames, from the crop classifier's weights."""
         data = self.splits.train
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
             model, _ = train(
-                start,
+                self.crop_classifier(),
                 lambda _: (data.images, data.labels),
                 self.seeded(self.config.frame),
                 checkpoint=checkpoint,
@@ -297,12 +362,11 @@ class _Run:
 
         return self.stage("frame", self.new_classifier, build)[0]
 
-    def compressed(
-        self, classifier: nn.Module, predictor: nn.Module
-    ) -> tuple[nn.Module, BudgetReport]:
+    def compressed(self) -> tuple[nn.Module, BudgetReport]:
         """Compress the crop classifier under the budget, on crops by predicted boxes."""
         config, splits = self.config, self.splits
         side = config.crop_side
+        classifier, predictor = self.crop_classifier(), self.predictor()
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
             found = predict_boxes(predictor, splits.train.images, config.predictor.side)
@@ -397,6 +461,7 @@ class _Run:
             tap_steps=costs[1],
             compression=report,
             seconds=dict(self.seconds),
+            cached=not self.built,
             frame_side=sides[0],
             predictor_side=sides[1],
             crop_side=sides[2],
@@ -419,13 +484,29 @@ def progress_bars() -> Iterator[Tick]:
         yield tick
 
 
+def _train_stage(name: str) -> None:
+    """Be the other process of :meth:`_Run.elsewhere`: config from stdin, progress to stdout."""
+
+    def tick(name: str, done: int, total: int) -> None:
+        print(name, done, total, sep="\t", flush=True)
+
+    folder, config = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(1)
+    run = _Run(folder, config, tick)
+    {"predictor": run.predictor, "frame": run.frame_classifier}[name]()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train the demo's networks and print a table."""
     parser = argparse.ArgumentParser(description=str(main.__doc__))
     parser.add_argument("--cache", default="build/demo/cache", help="folder of trained networks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", choices=("predictor", "frame"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    wall, cpu = time.perf_counter(), time.process_time()
+    if chosen.stage:
+        _train_stage(chosen.stage)
+        return
+    began = time.perf_counter()
     with progress_bars() as tick:
         demo = train_demo(chosen.cache, chosen.seed, tick)
     print(f"{'':12}{'accuracy':>10}{'(validation)':>14}{'MACs':>14}{'tap steps':>12}{'':>8}")
@@ -441,8 +522,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"  {step.method:6}{step.target:18}{step.accuracy:>8.2%}{step.cost:>10,.0f}")
     print(f"refused: {demo.compression.rejected}")
     stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in demo.seconds.items())
-    print(f"core seconds: {stages}")
-    print(f"{time.perf_counter() - wall:.0f} s, {time.process_time() - cpu:.0f} CPU seconds")
+    print(f"seconds of one core: {stages}; in all {sum(demo.seconds.values()):.0f}")
+    print(f"{time.perf_counter() - began:.0f} s" + (" (from the cache)" if demo.cached else ""))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hwgen.models import demo_classifier, mobilenet_v1, resnet_cifar
 
 
 class Functional(nn.Module):
-    """A residual network written with functions, its batch norm named like nothing in particular."""
+    """A residual network written with functions; its batch norm is not named like one."""
 
     def __init__(self) -> None:
         super().__init__()

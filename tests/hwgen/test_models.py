@@ -32,7 +32,7 @@ def test_networks_have_the_published_shape_and_cost(build, side, outputs, mega_m
 
 
 def _published_state(blocks: int) -> dict[str, torch.Tensor]:
-    """A state dict as it is published: no shortcut has parameters."""
+    """Make a state dict as it is published: no shortcut has parameters."""
     torch.manual_seed(1)
     model = models.resnet_cifar(6 * blocks + 2)
     for module in model.modules():
@@ -43,7 +43,7 @@ def _published_state(blocks: int) -> dict[str, torch.Tensor]:
 
 
 def _published_forward(state: dict[str, torch.Tensor], x: torch.Tensor, blocks: int):
-    """The network as it is published, shortcut option A by subsampling and padding."""
+    """Compute what the published network does: shortcuts subsample and pad."""
 
     def norm(name, value):
         keys = ("running_mean", "running_var", "weight", "bias")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests: the accuracy budget."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwgen.compress import (
+    BudgetConfig,
+    TrainConfig,
+    accuracy,
+    compress_to_budget,
+    macs,
+    parameters,
+    tap_steps,
+    train,
+)
+
+
+def _data(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four classes: which quarter of the frame holds a bright cross."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, count)
+    images = rng.integers(0, 120, (count, 16, 16, 3))
+    for image, label in zip(images, labels, strict=True):
+        y, x = 8 * (label // 2), 8 * (label % 2)
+        image[y + 3 : y + 5, x : x + 8] += 60
+        image[y : y + 8, x + 3 : x + 5] += 60
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 5, 2, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 16, 4),
+    )  # fmt: skip
+    images, labels = _data(400, 1)
+    config = TrainConfig(epochs=4, batch_size=50)
+    return train(model, lambda _: (images, labels), config)[0]
+
+
+VALIDATION = _data(200, 2)
+CALIBRATION = _data(50, 1)[0]
+
+
+def validate(model: nn.Module) -> float:
+    return accuracy(model, *VALIDATION)
+
+
+@pytest.mark.parametrize("cost", [tap_steps, macs, parameters])
+def test_the_budget_is_kept_and_cost_is_saved(trained, cost):
+    model, report = compress_to_budget(
+        trained, CALIBRATION, validate, BudgetConfig(max_loss=0.02), cost=cost
+    )
+    assert report.baseline_accuracy == validate(trained) > 0.9
+    assert validate(model) == report.accuracy >= report.baseline_accuracy - 0.02
+    assert cost(model, (3, 16, 16)) == report.cost < report.baseline_cost
+    for step in report.steps:
+        assert step.accuracy >= report.floor
+    costs = [report.baseline_cost, *(step.cost for step in report.steps)]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_no_step_is_taken_that_the_budget_does_not_allow(trained):
+    config = BudgetConfig(max_loss=0.0, rejections=100)
+
+    def fragile(model: nn.Module) -> float:
+        same = all(
+            a.shape == b.shape and torch.equal(a, b)
+            for a, b in zip(model.parameters(), trained.parameters(), strict=True)
+        )
+        return 1.0 if same else 0.5
+
+    model, report = compress_to_budget(trained, CALIBRATION, fragile, config)
+    assert report.steps == [] and report.saving == 0.0
+    # Trimming either space, lowering either convolution: each was refused once.
+    assert sorted(report.rejected) == [("lower", "0"), ("lower", "3"), ("trim", "0"), ("trim", "3")]
+    assert torch.equal(model[0].weight, trained[0].weight)
+
+
+def test_a_step_that_is_too_long_is_halved(trained):
+    def counts(model: nn.Module) -> float:
+        return 1.0 if model[0].out_channels >= 28 else 0.0
+
+    config = BudgetConfig(methods=("trim",), units=16, align=1, rejections=1)
+    model, report = compress_to_budget(trained, CALIBRATION, counts, config, cost=macs)
+    assert model[0].out_channels == 28
+    first = next(step for step in report.steps if step.target == "0")
+    assert first.units == 4  # 16 and 8 go below 28
+
+
+def test_the_step_with_the_best_ratio_goes_first(trained):
+    def price(model: nn.Module) -> float:
+        """Trimming layer 0 costs three points, layer 3 one."""
+        lost = 0.03 * (model[0].out_channels < 32) + 0.01 * (model[3].out_channels < 32)
+        return 1.0 - lost
+
+    def value(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+        return float(model[0].out_channels + model[3].out_channels)
+
+    config = BudgetConfig(max_loss=0.05, methods=("trim",))
+    _, report = compress_to_budget(trained, CALIBRATION, price, config, cost=value)
+    assert [step.target for step in report.steps] == ["3", "0"]
+
+
+def test_retraining_comes_before_the_step_is_judged(trained):
+    seen = []
+
+    def retrain(model: nn.Module) -> nn.Module:
+        seen.append(model)
+        return copy.deepcopy(model)
+
+    config = BudgetConfig(max_loss=0.05, max_steps=2)
+    _, report = compress_to_budget(trained, CALIBRATION, validate, config, fine_tune=retrain)
+    assert len(seen) >= len(report.steps) == 2
+
+
+def test_an_interrupted_loop_goes_on_to_the_same_result(trained, tmp_path):
+    config = BudgetConfig(max_loss=0.03)
+    whole, expected = compress_to_budget(trained, CALIBRATION, validate, config)
+    assert len(expected.steps) >= 2
+    path = tmp_path / "budget.checkpoint"
+
+    def interrupt(name: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_to_budget(
+            trained, CALIBRATION, validate, config, checkpoint=path, progress=interrupt
+        )
+    resumed, report = compress_to_budget(trained, CALIBRATION, validate, config, checkpoint=path)
+    assert report == expected
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    with pytest.raises(ValueError, match="must belong to this model and this budget"):
+        other = BudgetConfig(max_loss=0.04)
+        compress_to_budget(trained, CALIBRATION, validate, other, checkpoint=path)
+
+
+def test_knobs_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="max_loss must not be negative"):
+        BudgetConfig(max_loss=-0.1)
+    with pytest.raises(ValueError, match="methods must be of 'trim' and 'lower'"):
+        BudgetConfig(methods=("prune",))
