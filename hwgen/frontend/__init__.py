@@ -18,13 +18,13 @@ __all__ = ["Unsupported", "UnsupportedOperation", "from_onnx", "from_torch"]
 
 def from_torch(module: torch.nn.Module, example_input: torch.Tensor) -> Graph:
     """Read a torch module; see `hwgen.frontend.torch_export.from_torch`."""
-    from hwgen.frontend import torch_export
+    from hwgen.frontend.torch_export import from_torch as read
 
-    return torch_export.from_torch(module, example_input)
+    return read(module, example_input)
 
 
 def from_onnx(path: str | PathLike[str]) -> Graph:
     """Read an ONNX file; see `hwgen.frontend.onnx_import.from_onnx`."""
-    from hwgen.frontend import onnx_import
+    from hwgen.frontend.onnx_import import from_onnx as read
 
-    return onnx_import.from_onnx(path)
+    return read(path)

@@ -302,8 +302,9 @@ class _Importer:
         """GlobalAveragePool, and ReduceMean over H and W."""
         if node.op_type == "ReduceMean":
             axes = a.take("axes")
-            given = self.constant(node, 1)
-            axes = sorted(int(v) % 4 for v in (given if axes is None else axes))
+            if axes is None:
+                axes = self.required(node, 1)
+            axes = sorted(int(v) % 4 for v in axes)
             a.take("keepdims")
             a.take("noop_with_empty_axes")
             if axes != [2, 3] or self.vector(node.input[0]):

@@ -272,11 +272,14 @@ def test_padded_divisors_leave_the_function(seed: int) -> None:
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def test_power_of_two_refuses_a_divisor_that_stays() -> None:
-    x = torch.randn(8, 3, 6, 6)
-    with pytest.raises(QuantizationError, match=r"AvgPool .* is an output of the network.*affine"):
-        quantize_model(nn.AvgPool2d(3), x[:1], x, scheme="power_of_two")
-    quantize_model(nn.AvgPool2d(3), x[:1], x)
+def test_a_divisor_that_nobody_can_take_becomes_a_convolution(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(16, 3, 12, 12)
+    for module in (nn.AvgPool2d(3), nn.Sequential(nn.AvgPool2d(3), nn.AvgPool2d(3, 1))):
+        graph = quantize_model(module, x[:1], x, scheme="power_of_two")
+        assert {node.op for node in graph.nodes} == {"QInput", "QDepthwise"}
+        assert sqnr_db(run_quantized(graph, x.numpy()), module(x).numpy()) > 25
+        assert "QAvgPool" in {node.op for node in quantize_model(module, x[:1], x).nodes}
 
 
 def test_max_pool_keeps_codes() -> None:
