@@ -8,6 +8,7 @@ layers that read them. Spaces are found by torch.fx and union-find, never by nam
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -385,8 +386,6 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     ValueError
         If the keys are not those of this model.
     """
-    import copy
-
     model = copy.deepcopy(model)
     modules = dict(model.named_modules())
     for key, value in state.items():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -231,7 +232,9 @@ def _rate(config: TrainConfig, step: int, steps: int) -> float:
     warm = max(1, int(steps * config.warmup))
     if step < warm:
         return config.learning_rate * (step + 1) / warm
-    return config.learning_rate * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
+    return (
+        config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    )
 
 
 def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
