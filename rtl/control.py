@@ -43,11 +43,14 @@ class Control(wiring.Component):
 
     CYCLES_TOTAL counts the cycles in which STATUS.running is 1: from the one after the write to
     CONTROL took effect to the last one before DONE or ERROR. Every other counter counts in these
-    cycles only.
+    cycles only. When END is dispatched, or the last instruction completes if that is later, in
+    cycle c of the run (the first is 0), CYCLES_TOTAL ends at c + `END_CYCLES`.
 
     The watchdog fires when for WATCHDOG cycles there was no step, no beat in either direction,
     and no instruction dispatched or completed.
     """
+
+    END_CYCLES = 3
 
     def __init__(self) -> None:
         members: dict[str, Any] = {

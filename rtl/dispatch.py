@@ -31,14 +31,15 @@ class Fetch(wiring.Component):
     `dispatched` pulses for each instruction handed over, END included. After an error it stops.
 
     Timing: the first request is up `START_LATENCY` cycle after the first one out of reset; one a
-    cycle follows while the buffer has room. The last beat of an instruction taken in cycle 0 puts it
-    into its queue in cycle `CHECK_CYCLES`; an instruction takes `CYCLES` in all when beats are
-    there.
+    cycle follows while the buffer has room. The last beat of an instruction that arrives in
+    cycle 0 puts it into its queue in cycle `DISPATCH_LATENCY`; instructions whose beats are here
+    follow each other every `CYCLES`.
     """
 
     BUFFERED_INSTRUCTIONS = 8
     START_LATENCY = 1
     CHECK_CYCLES = 3
+    DISPATCH_LATENCY = StreamFifo.LATENCY + CHECK_CYCLES
     CYCLES = INSTRUCTION_BEATS + CHECK_CYCLES
 
     def __init__(self, config: AcceleratorConfig) -> None:

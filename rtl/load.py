@@ -166,15 +166,19 @@ class LoadEngine(wiring.Component):
     BAD_FIELD and ADDRESS_RANGE of the instruction, READ_SLVERR and READ_DECERR of its beats,
     DATA_CHECKSUM at its end. After an error the engine must be reset.
 
-    Timing, with L the cycles from `arvalid` to the first beat: the first beat is used
-    LoadIssuer.REQUEST_LATENCY + ReadMaster.REQUEST_LATENCY + L + ReadMaster.RESPONSE_LATENCY
-    cycles after the instruction is accepted; then each row takes max(beats, words) (a little
-    more where step does not divide 8) + Unpacker.ROW_CYCLES; then `COMPLETE_LATENCY`
-    cycles. The requests of the next LOAD leave while these data come.
+    Timing, without stalls and with L cycles from `arvalid` to the first beat on the bus: the
+    first beat is taken LoadIssuer.REQUEST_LATENCY + ReadMaster.REQUEST_LATENCY + L +
+    ReadMaster.RESPONSE_LATENCY cycles after the instruction is accepted. From the start of a
+    row, in cycle 0, beats are taken from cycle 1 on, and word j is emitted one cycle after word
+    j - 1 or after the last beat that it needs; the next row starts one cycle after the last of
+    both. `complete` comes `EMIT_TO_COMPLETE` cycles after the last word is emitted, or
+    `BEAT_TO_COMPLETE` after the last beat is taken. Requests of the next LOAD leave meanwhile; its
+    first beat is taken `RESTART_CYCLES` after `complete` at the earliest.
     """
 
-    START_CYCLES = 1
-    COMPLETE_LATENCY = Unpacker.WORD_LATENCY + 2
+    EMIT_TO_COMPLETE = Unpacker.WORD_LATENCY + 1
+    BEAT_TO_COMPLETE = 3
+    RESTART_CYCLES = 3
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config

@@ -28,15 +28,15 @@ class StoreEngine(wiring.Component):
     Words are read from the scratchpad while it is free, as many ahead as the FIFO of
     `FIFO_DEPTH` words takes, and go out lowest byte first.
 
-    Timing: an instruction accepted in cycle 0 makes its first transfer in cycle
-    `REQUEST_LATENCY`; then a beat a cycle, or a word a cycle if that is slower; a row costs
-    `ROW_CYCLES` more on the address side, hidden unless rows are shorter. `complete` comes
-    `COMPLETE_LATENCY` cycles after the last response.
+    Timing, while the scratchpad is free: an instruction accepted in cycle 0 has its first beat
+    on the bus in cycle `FIRST_BEAT_LATENCY`; then a beat a cycle, across rows too, as long as
+    WriteMaster.OUTSTANDING bursts are enough. `complete` comes `COMPLETE_LATENCY` cycle after
+    the last response.
     """
 
     REQUEST_LATENCY = 3
-    ROW_CYCLES = 1
-    COMPLETE_LATENCY = 2
+    FIRST_BEAT_LATENCY = 7
+    COMPLETE_LATENCY = 1
     FIFO_DEPTH = 8
 
     def __init__(self, config: AcceleratorConfig) -> None:

@@ -68,12 +68,11 @@ class Unpacker(wiring.Component):
     the pipeline in front of it never stalls: a word is emitted when the FIFO has room for all
     that are under way.
 
-    Timing: a beat and a word a cycle where step and take allow; a row costs the larger of its
-    beats and its words, plus `ROW_CYCLES`. From the beat that completes a word to the word on
-    `words`: `WORD_LATENCY` cycles.
+    Timing: a beat and a word a cycle where step and take allow. A word is emitted the cycle after
+    its last beat was taken at the earliest, and is on `words` `WORD_LATENCY` cycles after that
+    beat was taken.
     """
 
-    ROW_CYCLES = 1
     FIFO_DEPTH = 8
     WORD_LATENCY = 5
 

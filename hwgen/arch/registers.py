@@ -92,7 +92,7 @@ REGISTERS = (
         "Commands.",
         (
             Field("start", 1, "Start the program; ignored unless idle, done or stopped."),
-            Field("soft_reset", 1, "Drain the bus, then forget the run, its error and tokens."),
+            Field("soft_reset", 1, "Drain the bus, forget the run, its error, tokens, counters."),
         ),
     ),
     Register(
@@ -147,11 +147,15 @@ REGISTERS = (
         Register(f"BASE{i}", 0x40 + 4 * i, _RW, f"DDR address added to offsets with base = {i}.")
         for i in range(BASE_COUNT)
     ),
-    Register("CYCLES_TOTAL", 0x80, _R, "Cycles from start to END or error."),
+    Register("CYCLES_TOTAL", 0x80, _R, "Cycles in which STATUS.running was 1."),
     Register("CYCLES_COMPUTING", 0x84, _R, "Cycles in which the compute engine had work in it."),
     Register("STEPS", 0x88, _R, "Steps of the array: tn x ti x tp multiply-accumulates each."),
-    Register("CYCLES_WAIT_LOAD", 0x8C, _R, "Cycles the compute queue waited for a load token."),
-    Register("CYCLES_WAIT_STORE", 0x90, _R, "Cycles the compute queue waited for a store token."),
+    Register(
+        "CYCLES_WAIT_LOAD", 0x8C, _R, "Cycles an idle compute engine waited for a load token."
+    ),
+    Register(
+        "CYCLES_WAIT_STORE", 0x90, _R, "Cycles an idle compute engine waited for a store token."
+    ),
     Register("CYCLES_LOADING", 0x94, _R, "Cycles in which the load engine had an instruction."),
     Register("CYCLES_STORING", 0x98, _R, "Cycles in which the store engine had an instruction."),
     Register("BYTES_READ", 0x9C, _R, "Bytes read from DDR, instructions included."),

@@ -217,7 +217,7 @@ BAD = {
 @cocotb.test()
 @cocotb.parametrize(name=list(BAD))
 async def errors(dut, name: str) -> None:
-    """A wrong LOAD behind a right one: its code and index, and the right one is done."""
+    """Stop at a wrong LOAD behind a right one: its code and index, and the right one is done."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
     fields, code = BAD[name]

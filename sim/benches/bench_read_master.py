@@ -120,7 +120,7 @@ async def transfers(dut, stall: float) -> None:
 
 @cocotb.test()
 async def fetch_goes_first(dut) -> None:
-    """A long load does not keep an instruction waiting for longer than what is in flight."""
+    """Let no long load keep an instruction waiting for longer than what is in flight."""
     bench = Bench(dut, random.Random(SEED), 0.0)
     await bench.start()
     bench.ask("load", 0, 2000)

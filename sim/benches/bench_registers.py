@@ -54,7 +54,7 @@ async def start(dut: Any, stall: float) -> AxiLiteMaster:
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.6])
 async def random_operations(dut, stall: float) -> None:
-    """Reads, writes with any strobes, status inputs and unmapped addresses, against a model."""
+    """Read, write with any strobes, change inputs, try unmapped addresses, against a model."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
     master = await start(dut, stall)
@@ -124,7 +124,7 @@ async def pulses_and_events(dut) -> None:
 @cocotb.test()
 @cocotb.parametrize(data_first=[False, True])
 async def either_half_first(dut, data_first: bool) -> None:
-    """The write data may come long before the address, or long after it."""
+    """Send the write data long before the address, or long after it."""
     master = await start(dut, 0.0)
     write = master.write_if
     early, late = write.w_channel, write.aw_channel

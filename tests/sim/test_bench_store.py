@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests room: the store engine in cocotb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwgen.arch import AcceleratorConfig
+from rtl.store import StoreEngine
+from sim.runner import available_simulators, run_bench
+
+
+@pytest.mark.parametrize(
+    ("simulator", "ti"),
+    [
+        pytest.param(s, ti, marks=pytest.mark.slow if s == "verilator" or ti > 16 else ())
+        for s in available_simulators()
+        for ti in (8, 16, 32)
+    ],
+)
+def test_store(simulator: str, ti: int, tmp_path: Path) -> None:
+    """Random stores, every error."""
+    config = AcceleratorConfig(tn=8, ti=ti, scratchpad_bank_words=64)
+    parameters = {"config": config.to_dict(), "seed": 1}
+    run_bench(StoreEngine(config), "sim.benches.bench_store", simulator, tmp_path, parameters)
