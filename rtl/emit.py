@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ class _Shears(wiring.Component):
         return m
 
 
+_ZEROED_MEMORY = re.compile(r"  initial begin\n((?:    (\S+)\[\d+\] = (\d+)'h0+;\n){2,})  end\n")
+
+
+def _zero_in_a_loop(match: re.Match[str]) -> str:
+    """Write a memory's zeros as a loop: a line a word makes megabytes that simulators choke on."""
+    lines, memory, bits = match.groups()
+    count = lines.count("\n")
+    block = "zero_" + re.sub(r"\W", "_", memory)
+    return (
+        f"  initial begin : {block}\n    integer i;\n"
+        f"    for (i = 0; i < {count}; i = i + 1) {memory}[i] = {bits}'h0;\n  end\n"
+    )
+
+
 def emit_verilog(config: AcceleratorConfig) -> str:
     """Return the Verilog of a configuration: one file, top module `shears`, no source attributes.
 
@@ -66,6 +81,7 @@ def emit_verilog(config: AcceleratorConfig) -> str:
     text = verilog.convert(
         _Shears(config), name=TOP_NAME, emit_src=False, strip_internal_attrs=True
     )
+    text = _ZEROED_MEMORY.sub(_zero_in_a_loop, text)
     header = [
         "// SPDX-License-Identifier: Apache-2.0",
         f"// Shears accelerator, instruction set {ISA_VERSION}, digest {config.digest():016x}",
