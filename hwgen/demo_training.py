@@ -81,19 +81,21 @@ class DemoConfig:
         Error of the boxes in training, as a share of the frame.
     max_loss
         The accuracy budget of the compression, on validation frames.
-    retrain, finish
-        Training after each step of the compression, and at its end.
+    retrain, retrain_share, finish
+        Training after each step of the compression, the part of the frames that it uses, and
+        training at the end.
     """
 
     frames: FrameConfig = FrameConfig()
     crop_side: int = 32
     predictor: PredictorConfig = PredictorConfig()
-    crop: TrainConfig = TrainConfig(epochs=10)
-    frame: TrainConfig = TrainConfig(epochs=10)
-    jitter: float = 0.03
+    crop: TrainConfig = TrainConfig(epochs=8)
+    frame: TrainConfig = TrainConfig(epochs=7)
+    jitter: float = 0.04
     max_loss: float = 0.01
     retrain: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-3)
-    finish: TrainConfig = TrainConfig(epochs=4, learning_rate=1.5e-3)
+    retrain_share: float = 0.5
+    finish: TrainConfig = TrainConfig(epochs=3, learning_rate=1.5e-3)
     seed: int = 0
 
 
@@ -316,14 +318,18 @@ class _Run:
 
         return self.stage("predictor", self.new_predictor, build)[0]
 
-    def crops(self, boxes: np.ndarray) -> Samples:
-        """Return training samples: each epoch's crops by freshly jittered boxes."""
+    def crops(self, boxes: np.ndarray, share: float = 1.0) -> Samples:
+        """Return training samples: each epoch's crops by freshly jittered boxes.
+
+        With a ``share`` below 1, every epoch has another random part of the frames.
+        """
         data, config = self.splits.train, self.config
 
         def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((config.seed, epoch, 1))
-            jittered = jitter_boxes(boxes, config.jitter, rng)
-            return crop_all(data.images, jittered, config.crop_side), data.labels
+            chosen = rng.permutation(len(data))[: round(share * len(data))]
+            jittered = jitter_boxes(boxes[chosen], config.jitter, rng)
+            return crop_all(data.images[chosen], jittered, config.crop_side), data.labels[chosen]
 
         return samples
 
@@ -370,7 +376,7 @@ class _Run:
 
         def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
             found = predict_boxes(predictor, splits.train.images, config.predictor.side)
-            samples = self.crops(found)
+            samples, some_samples = self.crops(found), self.crops(found, config.retrain_share)
             held_out = self.cropped(predictor, splits.validation.images)
             rng = np.random.default_rng(config.seed)
             some = rng.choice(len(found), min(512, len(found)), replace=False)
@@ -380,7 +386,7 @@ class _Run:
             def retrain(model: nn.Module) -> nn.Module:
                 epoch = 1000 + next(count)  # other crops after each step
                 knobs = self.seeded(config.retrain)
-                return train(model, lambda e: samples(epoch + e), knobs, teacher=classifier)[0]
+                return train(model, lambda e: some_samples(epoch + e), knobs, teacher=classifier)[0]
 
             model, report = compress_to_budget(
                 classifier,

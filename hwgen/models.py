@@ -268,7 +268,7 @@ class ForegroundPredictor(nn.Sequential):
         Output channels of the convolutions; the first three have stride 2.
     """
 
-    def __init__(self, side: int = 32, widths: Sequence[int] = (16, 32, 32, 32)) -> None:
+    def __init__(self, side: int = 32, widths: Sequence[int] = (16, 32, 32, 64)) -> None:
         if side % 8 or len(widths) < 3:
             raise ValueError(
                 f"side must be a multiple of 8 and widths at least three, not {side!r}, {widths!r}"

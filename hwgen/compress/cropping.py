@@ -34,7 +34,7 @@ class PredictorConfig:
     """
 
     side: int = 32
-    train: TrainConfig = TrainConfig(epochs=16, loss="smooth_l1", weight_decay=0.005)
+    train: TrainConfig = TrainConfig(epochs=14, loss="smooth_l1", weight_decay=0.005)
 
 
 @dataclass(frozen=True)

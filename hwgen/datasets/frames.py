@@ -19,9 +19,9 @@ from hwgen.datasets.base import Dataset, Splits
 # Each photograph is cut into a grid of tiles, each digit class into shares; the digits are dealt
 # out with this seed, which is no user's seed.
 _DEAL_SEED = 20211201
-_TILE_ROWS, _TILE_COLUMNS = 6, 8
+_TILE_ROWS, _TILE_COLUMNS = 5, 6
 _SHARES = {"train": 0.65, "validation": 0.15, "test": 0.20}
-_WINDOW_SIDES = (48, 56, 64, 71)
+_WINDOW_SIDES = (56, 64, 72, 85)
 _INK_VISIBLE = 0.3  # the box is drawn round the pixels with at least this much ink
 _CHUNK = 500
 
@@ -42,17 +42,20 @@ class FrameConfig:
         Angles are uniform in plus or minus this.
     contrast
         Smallest and largest distance of the ink's brightness from the background's, in [0, 1].
+    background_contrast
+        The photograph's distance from its own mean colour is multiplied by this, as haze does.
     seed
         Draws everything but the division into splits.
     """
 
     frame_side: int = 64
-    train: int = 6000
+    train: int = 9000
     validation: int = 1000
     test: int = 2000
     digit_side: tuple[int, int] = (20, 36)
     rotation_degrees: float = 12.0
     contrast: tuple[float, float] = (0.5, 0.9)
+    background_contrast: float = 0.55
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -210,6 +213,8 @@ def _compose(
     """Put digits into windows of the tiles; return frames uint8 and boxes float32."""
     count, side = len(digits), config.frame_side
     background = _backgrounds(tiles, count, side, rng)
+    mean = background.mean(axis=(1, 2), keepdims=True)
+    background = mean + config.background_contrast * (background - mean)
     low, high = config.digit_side
     digit_side = rng.uniform(low, high, count)
     centre = digit_side[:, None] / 2 + rng.random((count, 2)) * (side - digit_side[:, None])
@@ -218,11 +223,11 @@ def _compose(
 
     brightness = (background.mean(axis=3) * ink).sum(axis=(1, 2)) / ink.sum(axis=(1, 2))
     contrast = rng.uniform(*config.contrast, count)
-    # Dark on bright, bright on dark, either way where the background is in between.
-    sign = np.where(rng.random(count) < np.clip(1.5 - 2 * brightness, 0, 1), 1.0, -1.0)
+    # Dark on bright and bright on dark, so that there is room for the contrast.
+    sign = np.where(brightness < 0.5, 1.0, -1.0)
     tint = rng.uniform(-0.15, 0.15, (count, 3))
     colour = np.clip((brightness + sign * contrast)[:, None] + tint, 0, 1).astype(np.float32)
-    opacity = ink * rng.uniform(0.8, 1.0, count).astype(np.float32)[:, None, None]
+    opacity = ink * rng.uniform(0.85, 1.0, count).astype(np.float32)[:, None, None]
     frame = background + opacity[..., None] * (colour[:, None, None, :] - background)
     images = np.clip(np.floor(frame * 255 + 0.5), 0, 255).astype(np.uint8)
 

@@ -53,7 +53,7 @@ def test_no_digit_and_no_tile_is_in_two_splits():
         assert set(split) == {"train", "validation", "test"}
     for name in ("train", "validation", "test"):
         assert set(labels[digit_split == name]) == set(range(10))
-    assert len(tiles) == 96 and tiles.shape[1:] == (71, 80, 3)
+    assert len(tiles) == 60 and tiles.shape[1:] == (85, 106, 3)
 
 
 def test_the_box_is_round_the_ink():
