@@ -99,13 +99,13 @@ class Unpacker(wiring.Component):
         """Control counters, the ring, and three stages: beats, bytes, pad."""
         m = Module()
         config, job = self.config, self.job
-        ti, span = config.ti, 8 * self.slots
+        ti = config.ti
         ring = Array(Signal(DATA_BITS, name=f"slot{i}", reset_less=True) for i in range(self.slots))
 
         # Control. With q the row byte under lane 0: lacking = q + take - bytes here - 1 is
-        # negative when the word's bytes are here; room = span - 15 - (bytes here - q) is not
-        # negative when a beat may come without overwriting byte q or a later one.
-        lacking, room = Signal(signed(_POSITION_BITS)), Signal(signed(_POSITION_BITS))
+        # negative when the word's bytes are here; crowd = beats held from byte q's on - slots is
+        # negative when another beat may come.
+        lacking, crowd = Signal(signed(_POSITION_BITS)), Signal(signed(_POSITION_BITS))
         position, remaining = Signal(signed(_POSITION_BITS)), Signal(signed(_POSITION_BITS))
         beats_left, words_left = Signal(BEAT_COUNT_BITS), Signal(word_count_bits(config))
         no_beats, no_words = Signal(init=1), Signal(init=1)
@@ -114,13 +114,17 @@ class Unpacker(wiring.Component):
         accept, emit = Signal(), Signal()
         m.d.comb += [
             emit.eq(~no_words & (lacking[-1] | no_beats) & (under_way != self.FIFO_DEPTH)),
-            self.beats.ready.eq(~no_beats & (~room[-1] | no_words)),
+            self.beats.ready.eq(~no_beats & (crowd[-1] | no_words)),
             accept.eq(self.beats.valid & self.beats.ready),
             self.done.eq(no_beats & no_words),
         ]
         moved = Signal(signed(10))
         m.d.comb += moved.eq(Mux(emit, job.step, 0) - Mux(accept, BEAT_BYTES, 0))
-        m.d.sync += [lacking.eq(lacking + moved), room.eq(room + moved)]
+        passed = (position[:BEAT_BYTES_LOG2] + job.step) >> BEAT_BYTES_LOG2
+        m.d.sync += [
+            lacking.eq(lacking + moved),
+            crowd.eq(crowd + accept - Mux(emit, passed, 0)),
+        ]
         with m.If(accept):
             m.d.sync += [
                 ring[fill].eq(self.beats.payload),
@@ -139,7 +143,7 @@ class Unpacker(wiring.Component):
         with m.If(self.start):
             m.d.sync += [
                 lacking.eq(job.take - 1 - job.lead),
-                room.eq(span - 15 - job.lead),
+                crowd.eq(((job.lead + BEAT_BYTES - 1) >> BEAT_BYTES_LOG2) - self.slots),
                 position.eq(-job.lead),
                 remaining.eq(job.row_bytes + job.lead),
                 fill.eq(0),

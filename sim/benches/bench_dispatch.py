@@ -194,7 +194,7 @@ async def expect_error(
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def programs(dut, stall: float) -> None:
+async def programs(dut: Any, stall: float) -> None:
     """Random programs give the interpreter's bytes, with and without stalls."""
     cocotb.log.info("seed %d", SEED)
     m = await machine(dut, stall)
@@ -276,7 +276,7 @@ WRONG = {
 
 @cocotb.test()
 @cocotb.parametrize(name=list(WRONG))
-async def wrong_program(dut, name: str) -> None:
+async def wrong_program(dut: Any, name: str) -> None:
     """Stop a wrong program with its error; the machine works after a soft reset."""
     m = await machine(dut, 0.2)
     program, code, queue, instruction = WRONG[name]
@@ -299,7 +299,7 @@ def _interpreter_agrees(
 
 
 @cocotb.test()
-async def tokens_overflow(dut) -> None:
+async def tokens_overflow(dut: Any) -> None:
     """Find the 256th token that nobody takes to be an error of the one who gives it."""
     m = await machine(dut)
     load = isa.encode(Opcode.LOAD, **{**LOAD, "row_bytes": 8, "words_per_row": 1}, signal_compute=1)
@@ -308,7 +308,7 @@ async def tokens_overflow(dut) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(response=[AxiResp.SLVERR, AxiResp.DECERR])
-async def bus_errors(dut, response: AxiResp) -> None:
+async def bus_errors(dut: Any, response: AxiResp) -> None:
     """SLVERR and DECERR of instruction fetch, load and store."""
     m = await machine(dut, 0.3)
     name = response.name
@@ -329,7 +329,7 @@ async def bus_errors(dut, response: AxiResp) -> None:
 
 
 @cocotb.test()
-async def soft_resets(dut) -> None:
+async def soft_resets(dut: Any) -> None:
     """Soft-reset at any moment of a run: the bus stays legal, the next run is right."""
     m = await machine(dut, 0.4)
     rng = random.Random(SEED)
@@ -344,7 +344,7 @@ async def soft_resets(dut) -> None:
 
 
 @cocotb.test()
-async def dead_bus(dut) -> None:
+async def dead_bus(dut: Any) -> None:
     """Take a memory that never answers for NO_PROGRESS; when it answers, a reset recovers."""
     m = await machine(dut)
     m.memory.read_if.r_channel.pause = True
@@ -360,7 +360,7 @@ async def dead_bus(dut) -> None:
 
 
 @cocotb.test()
-async def excess_fetch(dut) -> None:
+async def excess_fetch(dut: Any) -> None:
     """Instructions behind END are fetched ahead and thrown away; DONE waits for them."""
     m = await machine(dut)
     await m.start(GOOD + END + GOOD * 10)

@@ -159,7 +159,7 @@ def random_load(rng: random.Random, memory: np.ndarray) -> dict[str, int]:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def loads(dut, stall: float) -> None:
+async def loads(dut: Any, stall: float) -> None:
     """Random LOADs, many queued at once: every memory as the interpreter leaves it."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
@@ -216,7 +216,7 @@ BAD = {
 
 @cocotb.test()
 @cocotb.parametrize(name=list(BAD))
-async def errors(dut, name: str) -> None:
+async def errors(dut: Any, name: str) -> None:
     """Stop at a wrong LOAD behind a right one: its code and index, and the right one is done."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
@@ -230,7 +230,7 @@ async def errors(dut, name: str) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(response=[2, 3])
-async def responses(dut, response: int) -> None:
+async def responses(dut: Any, response: int) -> None:
     """SLVERR and DECERR on a beat of the second instruction."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     bench.bad_beat = BASE_ADDRESS + 0x108, response
@@ -242,7 +242,7 @@ async def responses(dut, response: int) -> None:
 
 
 @cocotb.test()
-async def throughput(dut) -> None:
+async def throughput(dut: Any) -> None:
     """Without stalls a dense row streams a beat a cycle, 3-byte steps a word a cycle."""
     bench = Bench(dut, random.Random(SEED), 0.0)
     await bench.start()

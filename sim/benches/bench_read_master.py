@@ -102,7 +102,7 @@ class Bench:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def transfers(dut, stall: float) -> None:
+async def transfers(dut: Any, stall: float) -> None:
     """Random transfers of both clients: each gets its bytes in order."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
@@ -119,7 +119,7 @@ async def transfers(dut, stall: float) -> None:
 
 
 @cocotb.test()
-async def fetch_goes_first(dut) -> None:
+async def fetch_goes_first(dut: Any) -> None:
     """Let no long load keep an instruction waiting for longer than what is in flight."""
     bench = Bench(dut, random.Random(SEED), 0.0)
     await bench.start()
@@ -135,7 +135,7 @@ async def fetch_goes_first(dut) -> None:
 
 
 @cocotb.test()
-async def responses(dut) -> None:
+async def responses(dut: Any) -> None:
     """SLVERR and DECERR arrive with their beat."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
@@ -148,7 +148,7 @@ async def responses(dut) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.6])
-async def drain(dut, stall: float) -> None:
+async def drain(dut: Any, stall: float) -> None:
     """Draining at any moment: owed beats are thrown away, then it works as new."""
     rng = random.Random(SEED)
     bench = Bench(dut, rng, stall)

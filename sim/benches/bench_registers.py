@@ -53,7 +53,7 @@ async def start(dut: Any, stall: float) -> AxiLiteMaster:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.6])
-async def random_operations(dut, stall: float) -> None:
+async def random_operations(dut: Any, stall: float) -> None:
     """Read, write with any strobes, change inputs, try unmapped addresses, against a model."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
@@ -94,7 +94,7 @@ async def random_operations(dut, stall: float) -> None:
 
 
 @cocotb.test()
-async def pulses_and_events(dut) -> None:
+async def pulses_and_events(dut: Any) -> None:
     """CONTROL pulses for one cycle; IRQ_STATUS keeps events until a 1 clears them."""
     master = await start(dut, 0.0)
     seen: list[int] = []
@@ -123,7 +123,7 @@ async def pulses_and_events(dut) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(data_first=[False, True])
-async def either_half_first(dut, data_first: bool) -> None:
+async def either_half_first(dut: Any, data_first: bool) -> None:
     """Send the write data long before the address, or long after it."""
     master = await start(dut, 0.0)
     write = master.write_if

@@ -94,7 +94,7 @@ class Bench:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def stores(dut, stall: float) -> None:
+async def stores(dut: Any, stall: float) -> None:
     """Random STOREs: transfers, beats, their order, and the signals."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
@@ -144,7 +144,7 @@ BAD = {
 
 @cocotb.test()
 @cocotb.parametrize(name=list(BAD))
-async def errors(dut, name: str) -> None:
+async def errors(dut: Any, name: str) -> None:
     """Stop at a wrong STORE behind a right one."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
@@ -158,8 +158,8 @@ async def errors(dut, name: str) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(response=["slverr", "decerr"])
-async def responses(dut, response: str) -> None:
-    """A bad response stops the instruction; until the bus is idle it is not complete."""
+async def responses(dut: Any, response: str) -> None:
+    """Stop at a bad response; until the bus is idle the instruction is not complete."""
     bench = Bench(dut, random.Random(SEED), 0.0)
     await bench.start()
     dut.bus_idle.value = 0

@@ -80,7 +80,7 @@ async def cycles(dut: Any, latency: int, *program: bytes) -> int:
 
 @cocotb.test()
 @cocotb.parametrize(latency=[1, 30])
-async def empty(dut, latency: int) -> None:
+async def empty(dut: Any, latency: int) -> None:
     """END alone."""
     assert await cycles(dut, latency) == dispatched(0, latency) + Control.END_CYCLES
 
@@ -88,8 +88,8 @@ async def empty(dut, latency: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(latency=[1, 30])
 @cocotb.parametrize(words=[8, 60])
-async def one_load(dut, latency: int, words: int) -> None:
-    """A dense load."""
+async def one_load(dut: Any, latency: int, words: int) -> None:
+    """Time a dense load."""
     fields, row = dense(words)
     found = await cycles(dut, latency, isa.encode(Opcode.LOAD, base=1, **fields))
     done = load_complete(first_beat(accepted(dispatched(0, latency)), latency), **row)
@@ -99,7 +99,7 @@ async def one_load(dut, latency: int, words: int) -> None:
 
 
 @cocotb.test()
-async def rows_of_pixels(dut) -> None:
+async def rows_of_pixels(dut: Any) -> None:
     """Rows that are bound by their words: 3-byte pixels with their neighbours."""
     latency, rows = 30, 4
     fields = dict(row_bytes=96, words_per_row=32, step_bytes=3, take_bytes=8, lead_bytes=3)
@@ -111,8 +111,8 @@ async def rows_of_pixels(dut) -> None:
 
 
 @cocotb.test()
-async def two_loads(dut) -> None:
-    """The second load's data are there when the first is complete."""
+async def two_loads(dut: Any) -> None:
+    """Time two loads: the second's data are there when the first is complete."""
     latency = 30
     fields, row = dense(40)
     program = isa.encode(Opcode.LOAD, base=1, **fields)
@@ -124,8 +124,8 @@ async def two_loads(dut) -> None:
 @cocotb.test()
 @cocotb.parametrize(words=[1, 32])
 @cocotb.parametrize(latency=[1, 30])
-async def one_store(dut, words: int, latency: int) -> None:
-    """A store."""
+async def one_store(dut: Any, words: int, latency: int) -> None:
+    """Time a store."""
     program = isa.encode(Opcode.STORE, base=2, rows=1, words_per_row=words)
     start = accepted(dispatched(0, latency)) + StoreEngine.FIRST_BEAT_LATENCY
     done = start + words * BEATS_A_WORD - 1 + latency + StoreEngine.COMPLETE_LATENCY
@@ -134,8 +134,8 @@ async def one_store(dut, words: int, latency: int) -> None:
 
 
 @cocotb.test()
-async def hand_over(dut) -> None:
-    """A store that waits for a load's token."""
+async def hand_over(dut: Any) -> None:
+    """Time a store that waits for a load's token."""
     latency = 30
     fields, row = dense(8)
     load = isa.encode(Opcode.LOAD, base=1, signal_store=1, **fields)

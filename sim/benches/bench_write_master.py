@@ -91,7 +91,7 @@ class Bench:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def transfers(dut, stall: float) -> None:
+async def transfers(dut: Any, stall: float) -> None:
     """Random transfers: memory holds them when the master is idle."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(SEED)
@@ -109,7 +109,7 @@ async def transfers(dut, stall: float) -> None:
 
 
 @cocotb.test()
-async def responses(dut) -> None:
+async def responses(dut: Any) -> None:
     """Each bad response is reported once, by its kind."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
@@ -122,7 +122,7 @@ async def responses(dut) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(stall=[0.0, 0.6])
-async def drain(dut, stall: float) -> None:
+async def drain(dut: Any, stall: float) -> None:
     """Draining in mid-burst finishes the burst without writing, and then it works as new."""
     rng = random.Random(SEED)
     bench = Bench(dut, rng, stall)
