@@ -404,6 +404,9 @@ def _set_start_delays(
     distance = read_after_write_cycles(config)
     readable = np.full(config.scratchpad_words, -distance, dtype=np.int64)
     last_step = slot_end = -1
+    # A residual is read when its pixel's sums are done, so the last ones while the next COMPUTE
+    # already reads its input: those two must not meet in one bank either.
+    residual_until = np.full(config.scratchpad_banks, -distance, dtype=np.int64)
     for work, instruction in zip(works, compute, strict=True):
         f = instruction.fields
         interval = max(f["tap_count"], config.tp)
@@ -411,6 +414,8 @@ def _set_start_delays(
         late = readable[address] - time
         soonest = slot_end + MIN_STEP_GAP_CYCLES + config.parameter_rows
         start = max(soonest, int(late.max(initial=0)))
+        for bank in _banks(graph, work.layer.input, config):
+            start = max(start, int(residual_until[bank]))
         f["start_delay"] = min(start - last_step, isa.COMPUTE.by_name["start_delay"].maximum)
         pairs = -(-f["output_width"] // config.tp)
         count = f["output_height"] * pairs
@@ -423,6 +428,15 @@ def _set_start_delays(
             readable[word[keep]] = done[keep] + distance
         slot_end = start + count * interval - 1
         last_step = slot_end - interval + f["tap_count"]
+        residual_until[list(_banks(graph, work.layer.residual, config))] = last_step + distance
+
+
+def _banks(graph: MachineGraph, name: str | None, config: AcceleratorConfig) -> set[int]:
+    """Banks that a tensor lies in; none for no tensor."""
+    if name is None:
+        return set()
+    first, words = graph.addresses[name], graph.layouts[name].words
+    return set(range(config.bank_of(first), config.bank_of(first + words - 1) + 1))
 
 
 def _first_reads(
