@@ -99,7 +99,12 @@ class Accelerator(wiring.Component):
             connect(m, compute.read[p], scratchpad.read[p])
         connect(m, compute.residual, scratchpad.residual)
         connect(m, compute.write, scratchpad.write)
-        engines = {"load": load, "compute": compute, "store": store, "dispatcher": dispatch}
+        engines: dict[str, Any] = {
+            "load": load,
+            "compute": compute,
+            "store": store,
+            "dispatcher": dispatch,
+        }
         for name in QUEUE_NAMES:
             connect(m, engines[name].error, getattr(control, f"{name}_error"))
 

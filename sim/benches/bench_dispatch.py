@@ -36,7 +36,7 @@ class Machine:
 
     def __init__(self, dut: Any) -> None:
         self.dut = dut
-        self.memory = FaultyMemory(dut, "m_axi", MEMORY_BYTES)
+        self.memory: Any = FaultyMemory(dut, "m_axi", MEMORY_BYTES)
         self.registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.clk, dut.rst)
 
     async def read(self, name: str) -> int:

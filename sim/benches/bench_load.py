@@ -58,7 +58,8 @@ class Bench:
         return int(self.rng.random() >= self.stall)
 
     async def _run(self) -> None:
-        dut, beats, offered, bad = self.dut, deque(), False, self.bad_beat
+        dut, offered = self.dut, False
+        beats: deque[int] = deque()
         while True:
             # Drive this cycle; an offer stays until it is taken.
             dut.request__ready.value = self._go()

@@ -69,10 +69,11 @@ def dense(words: int) -> tuple[dict[str, int], dict[str, int]]:
 async def cycles(dut: Any, latency: int, *program: bytes) -> int:
     """Run a program and END behind it; return CYCLES_TOTAL."""
     machine = Machine.__new__(Machine)
-    machine.dut, machine.memory = dut, LatencyMemory(dut, MEMORY_BYTES, latency)
+    machine.dut, memory = dut, LatencyMemory(dut, MEMORY_BYTES, latency)
+    machine.memory = memory
     machine.registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.clk, dut.rst)
     await reset(dut)
-    cocotb.start_soon(machine.memory.run())
+    cocotb.start_soon(memory.run())
     await machine.start(b"".join(program) + isa.encode(Opcode.END))
     assert (await machine.wait())["done"]
     return await machine.read("CYCLES_TOTAL")
