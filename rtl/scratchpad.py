@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
@@ -35,12 +35,13 @@ class Scratchpad(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
         word, address = unsigned(8 * config.ti), config.scratchpad_address_bits
+        load = data.StructLayout({"address": unsigned(address), "data": word})
         super().__init__(
             {
                 "read": In(read_port(address, word)).array(config.tp),
                 "residual": In(read_port(address, word)),
                 "write": In(scratchpad_write(config)),
-                "load": In(stream.Signature(_load_layout(config))),
+                "load": In(stream.Signature(load)),
                 "store": In(stream.Signature(unsigned(address))),
                 "store_data": Out(wiring.Signature({"valid": Out(1), "data": Out(word)})),
                 "conflict": Out(1),
@@ -121,12 +122,3 @@ class Scratchpad(wiring.Component):
             m.d.sync += [bank_next.eq(address[inside:]), bank.eq(bank_next)]
             m.d.comb += word.eq(Array(outputs[copy])[bank])
         return m
-
-
-def _load_layout(config: AcceleratorConfig):
-    """Return the payload of the load stream."""
-    from amaranth.lib import data
-
-    return data.StructLayout(
-        {"address": unsigned(config.scratchpad_address_bits), "data": unsigned(8 * config.ti)}
-    )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import cocotb
 import numpy as np
@@ -26,7 +27,7 @@ COUNT = PARAMETERS.get("count", 12)
 class Driver:
     """Ports of `EngineWithMemories` as coroutines; counts cycles, steps, completions, errors."""
 
-    def __init__(self, dut) -> None:
+    def __init__(self, dut: Any) -> None:
         self.dut = dut
         self.cycle = 0
         self.accepted: list[int] = []
@@ -92,7 +93,7 @@ class Driver:
             await RisingEdge(dut.clk)
         dut.tap_write__valid.value = 0
 
-    async def _accept(self, ready) -> None:
+    async def _accept(self, ready: Any) -> None:
         """Wait for the edge at which `ready` is high."""
         while True:
             await ReadOnly()
@@ -194,7 +195,7 @@ async def check(driver: Driver, work: EngineWork, idle: random.Random | None = N
 
 @cocotb.test()
 @cocotb.parametrize(mode=list(Mode), dependent=[False, True])
-async def each_mode(dut, mode: Mode, dependent: bool) -> None:
+async def each_mode(dut: Any, mode: Mode, dependent: bool) -> None:
     """Random instructions of one mode, back to back."""
     driver = Driver(dut)
     await driver.start()
@@ -204,7 +205,7 @@ async def each_mode(dut, mode: Mode, dependent: bool) -> None:
 
 @cocotb.test()
 @cocotb.parametrize(stalled=[False, True])
-async def mixed(dut, stalled: bool) -> None:
+async def mixed(dut: Any, stalled: bool) -> None:
     """Random instructions of all modes with random tokens, back to back and with gaps."""
     driver = Driver(dut)
     await driver.start()
@@ -218,7 +219,7 @@ async def mixed(dut, stalled: bool) -> None:
 
 
 @cocotb.test()
-async def errors(dut) -> None:
+async def errors(dut: Any) -> None:
     """Each refusal: its code, the instruction's index, once; and good work after the clear."""
     driver = Driver(dut)
     await driver.start()

@@ -40,7 +40,7 @@ def int8(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def array_case(rng: np.random.Generator) -> tuple[Values, Values]:
-    """tn x ti x tp products, summed."""
+    """Products, tn x ti x tp of them, summed."""
     tn, ti, tp = (PARAMETERS[name] for name in ("tn", "ti", "tp"))
     words, weights = int8(rng, tp, ti), int8(rng, tn, ti)
     bits = 16 + (ti - 1).bit_length()
@@ -119,8 +119,8 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[Values, Values]]] = {
 
 
 @cocotb.test()
-async def every_cycle_a_new_input(dut) -> None:
-    """The outputs equal the reference, exactly `latency` cycles later, at one a cycle."""
+async def every_cycle_a_new_input(dut: Any) -> None:
+    """Insist that outputs equal the reference, exactly `latency` cycles later, at one a cycle."""
     rng = np.random.default_rng(PARAMETERS["seed"])
     case, latency = CASES[PARAMETERS["block"]], PARAMETERS["latency"]
     pairs = [case(rng) for _ in range(PARAMETERS["count"])]

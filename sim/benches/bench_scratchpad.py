@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
@@ -19,14 +20,14 @@ LATENCY = PARAMETERS.get("latency", 2)
 
 @cocotb.test()
 @cocotb.parametrize(busy=[0.2, 0.9])
-async def traffic(dut, busy: float) -> None:
-    """Reads see the words of the cycle before; load and store wait for exactly what they must."""
+async def traffic(dut: Any, busy: float) -> None:
+    """Check every word read, and that load and store wait for exactly what they must."""
     rng = random.Random(f"{PARAMETERS['seed']} {busy}")
     bits, bank_bits = CONFIG.scratchpad_address_bits, CONFIG.bank_address_bits
     block_bits, blocks = 8 * CONFIG.tn, CONFIG.ti // CONFIG.tn
     memory = [0] * CONFIG.scratchpad_words  # meaningful once filled
     # Per read port and cycle of arrival: the word that must be there.
-    expected: dict[int, list[tuple[object, int]]] = {}
+    expected: dict[int, list[tuple[Any, int]]] = {}
     stored: list[int] = []
     conflict = 0
     reads = [
@@ -69,8 +70,8 @@ async def traffic(dut, busy: float) -> None:
         def bank(where: int) -> int:
             return where >> bank_bits
 
-        for port, value in expected.pop(cycle, []):
-            assert int(port.value) == value, f"cycle {cycle}"
+        for output, value in expected.pop(cycle, []):
+            assert int(output.value) == value, f"cycle {cycle}"
         assert int(dut.conflict.value) == conflict
         if int(dut.store_data__valid.value):
             assert int(dut.store_data__data.value) == stored.pop(0), f"cycle {cycle}"

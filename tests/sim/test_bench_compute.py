@@ -28,7 +28,7 @@ CASES = [
 
 @pytest.mark.parametrize(("shape", "simulator", "seeds"), CASES)
 def test_engine_equals_the_interpreter(shape, simulator, seeds, tmp_path):
-    """Scratchpad contents, steps, tokens, cycles and errors, all modes, hazards as tight as safe."""
+    """Scratchpad contents, steps, tokens, cycles and errors, all modes, hazards tight."""
     if simulator not in available_simulators():
         pytest.skip(f"{simulator} is not installed")
     config = AcceleratorConfig(**shape, **SMALL)
