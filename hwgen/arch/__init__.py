@@ -3,16 +3,20 @@
 
 from hwgen.arch.bundle import Bundle, BundleError, LayerRecord, Placement, TensorPlacement
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.estimate import Estimate, MemoryTiming, estimate
 from hwgen.arch.interpreter import GoldenRun, Interpreter, MachineError
 
 __all__ = [
     "AcceleratorConfig",
     "Bundle",
     "BundleError",
+    "Estimate",
     "GoldenRun",
     "Interpreter",
     "LayerRecord",
     "MachineError",
+    "MemoryTiming",
     "Placement",
     "TensorPlacement",
+    "estimate",
 ]

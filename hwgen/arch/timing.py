@@ -7,7 +7,7 @@ A test holds them against the latencies of `rtl`'s own blocks. `passes/schedule.
 
 from __future__ import annotations
 
-from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
 
 MEMORY_READ_CYCLES = 2
 MULTIPLY_CYCLES = 3
@@ -25,6 +25,11 @@ def array_cycles(config: AcceleratorConfig) -> int:
     return MULTIPLY_CYCLES + -(-levels // TREE_LEVELS_PER_CYCLE)
 
 
+def unpacker_slots(config: AcceleratorConfig) -> int:
+    """Beats that the unpacker's ring holds: a word covers ti / 8 + 1 at worst."""
+    return 1 << (config.ti // BEAT_BYTES + 1).bit_length()
+
+
 def read_after_write_cycles(config: AcceleratorConfig) -> int:
     """Cycles from a pixel's last step to the first step that may read what it wrote."""
     return (
@@ -34,3 +39,50 @@ def read_after_write_cycles(config: AcceleratorConfig) -> int:
         + REQUANTIZE_CYCLES
         + config.tp
     )
+
+
+FETCH_START_CYCLES = 2
+"""From the start of a run to the first instruction's request."""
+
+INSTRUCTION_BEATS = 8
+INSTRUCTIONS_AHEAD = 8
+"""Instructions fetched ahead of their dispatch."""
+
+CHECK_CYCLES = 3
+"""From an instruction's last beat to its queue: checksum, decode, hand over."""
+
+QUEUE_CYCLES = 1
+"""Through a queue or a token counter."""
+
+READ_REQUEST_CYCLES = 2
+"""From a transfer's acceptance to its first burst on the bus."""
+
+READ_RESPONSE_CYCLES = 1
+"""From a beat on the bus to its client."""
+
+LOAD_ISSUE_CYCLES = 3
+"""From a LOAD's acceptance to its first row's request."""
+
+LOAD_JOBS_AHEAD = 4
+"""LOADs whose rows are asked for ahead of their data."""
+
+LOAD_COMPLETE_CYCLES = 4
+"""From the cycle in which a LOAD's next row could begin, were there one, to its completion."""
+
+LOAD_TO_LOAD_CYCLES = 3
+"""From a LOAD's completion to the first beat taken for the next one."""
+
+COMPUTE_START_CYCLES = 2
+"""From a COMPUTE's acceptance by an idle sequencer to its first parameter row."""
+
+INPUT_ADDRESS_CYCLES = 4
+"""From a step's issue to its scratchpad read."""
+
+STORE_FIRST_BEAT_CYCLES = 6
+"""From a STORE's acceptance to its first beat on the bus."""
+
+STORE_COMPLETE_CYCLES = 1
+"""From the last write response to a STORE's completion."""
+
+END_CYCLES = 3
+"""From the last completion to DONE."""

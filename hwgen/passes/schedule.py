@@ -206,7 +206,11 @@ def _check_capacity(
 
 def _load_input(graph: MachineGraph) -> Instruction:
     load, layout = graph.input_load, graph.layouts[graph.input]
-    channels, height, width = layout.shape
+    _, rows, width = layout.shape
+    row_bytes, words = width * load.pixel_bytes, load.words_per_row
+    if load.lead_bytes == 0 and row_bytes == load.pitch_bytes == words * load.step_bytes:
+        # Without padding the rows lie end to end on both sides: one long row is quicker.
+        rows, row_bytes, words = 1, rows * row_bytes, rows * words
     return Instruction(
         Opcode.LOAD,
         {
@@ -214,11 +218,11 @@ def _load_input(graph: MachineGraph) -> Instruction:
             "target": LoadTarget.SCRATCHPAD,
             "base": BASE_INPUT,
             "pitch_bytes": load.pitch_bytes,
-            "row_bytes": width * load.pixel_bytes,
-            "rows": height,
+            "row_bytes": row_bytes,
+            "rows": rows,
             "destination": graph.addresses[graph.input],
             "destination_pitch": layout.row_words,
-            "words_per_row": load.words_per_row,
+            "words_per_row": words,
             "lead_bytes": load.lead_bytes,
             "step_bytes": load.step_bytes,
             "take_bytes": load.take_bytes,
@@ -518,11 +522,9 @@ def _outputs(
                 {
                     "base": BASE_OUTPUT,
                     "offset_bytes": offset,
-                    "pitch_bytes": pitch,
-                    "rows": layout.shape[1],
-                    "words_per_row": layout.row_words,
+                    "rows": 1,
+                    "words_per_row": layout.words,
                     "source": graph.addresses[name],
-                    "source_pitch": layout.row_words,
                 },
             )
         )

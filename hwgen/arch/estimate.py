@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract room: predicts the cycles of a program, without running it.
+
+The machine's three queues, its fetch, its read channel and its tokens are played through event by
+event (an instruction dispatched, a burst on the bus, a COMPUTE over), with the latencies of
+`hwgen.arch.timing` and a memory that answers in order at one beat a cycle. The array itself never
+waits, so a COMPUTE's duration is arithmetic: parameter rows + pixels x taps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hwgen.arch import isa, timing
+from hwgen.arch.bundle import Bundle
+from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.isa import LoadTarget, Opcode, Queue
+
+_FETCH, _LOAD = 0, 1
+
+
+@dataclass(frozen=True)
+class MemoryTiming:
+    """A memory behind the AXI port: 8 bytes a cycle each way, in order.
+
+    Attributes
+    ----------
+    read_latency_cycles
+        From an accepted read address to the first beat.
+    write_latency_cycles
+        From a burst's last beat to its response.
+    """
+
+    read_latency_cycles: int = 30
+    write_latency_cycles: int = 30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a bundle will take.
+
+    Attributes
+    ----------
+    cycles
+        CYCLES_TOTAL of one image.
+    setup_cycles
+        Of the setup program, run once; 0 when there is none.
+    steps
+        STEPS of one image.
+    layer_cycles
+        For each of the bundle's layers: from the end of the layer before to its own last step.
+    bytes_read, bytes_written
+        DDR traffic of one image, instructions included.
+    """
+
+    cycles: int
+    setup_cycles: int
+    steps: int
+    layer_cycles: tuple[int, ...]
+    bytes_read: int
+    bytes_written: int
+
+
+def estimate(bundle: Bundle, memory: MemoryTiming | None = None) -> Estimate:
+    """Predict the cycle counters of a bundle; see `Estimate`."""
+    timed = memory or MemoryTiming()
+    setup = _Machine(bundle.setup, bundle.config, timed).play() if bundle.setup else 0
+    machine = _Machine(bundle.program, bundle.config, timed)
+    cycles = machine.play()
+    ends = [machine.compute_end[layer.last_instruction] for layer in bundle.layers]
+    starts = [machine.compute_begin[bundle.layers[0].first_instruction], *ends[:-1]]
+    return Estimate(
+        cycles=cycles,
+        setup_cycles=setup,
+        steps=machine.steps,
+        layer_cycles=tuple(end - start for start, end in zip(starts, ends, strict=True)),
+        bytes_read=machine.bytes_read,
+        bytes_written=machine.bytes_written,
+    )
+
+
+@dataclass
+class _Job:
+    """A LOAD whose rows are asked for: how many bursts are still to come, and the row's state."""
+
+    index: int
+    fields: dict[str, int]
+    rows_left: int
+
+
+class _Row:
+    """A row on its way through the unpacker: beats into a ring, words out of it.
+
+    A beat is taken when the ring has a slot, a word leaves when its bytes are there, at most one
+    of each a cycle.
+    """
+
+    def __init__(self, f: dict[str, int], config: AcceleratorConfig, begin: int) -> None:
+        if f["target"] == LoadTarget.SCRATCHPAD:
+            self.words, self.step = f["words_per_row"], f["step_bytes"]
+            self.need, self.lead = f["take_bytes"], f["lead_bytes"]
+        else:
+            unit = config.ti if f["target"] == LoadTarget.SYNAPSE else isa.TAP_BYTES
+            self.words, self.step, self.need, self.lead = f["row_bytes"] // unit, unit, unit, 0
+        self.beats = -(-f["row_bytes"] // BEAT_BYTES)
+        self.slots = timing.unpacker_slots(config)
+        self.dense = self.step == self.need >= BEAT_BYTES and self.lead == 0
+        self.now = begin
+        self.beat = self.word = 0
+        self.taken = (begin - 2, begin - 1)
+
+    def take(self, first: int, count: int) -> int:
+        """Take `count` beats, the first on the bus at `first`; return when the bus is free."""
+        response, bus = timing.READ_RESPONSE_CYCLES, first - 1
+        for _ in range(count):
+            # Two beats wait between the bus and the unpacker.
+            bus = max(bus + 1, self.taken[0] + 1)
+            self._advance(bus + response)
+            self.taken = (self.taken[1], self.now - 1)
+        return bus + 1
+
+    def _advance(self, arrival: int) -> None:
+        """Run cycles until the beat that arrives at `arrival` has been taken."""
+        if self.dense:
+            self.now = max(self.now, arrival) + 1
+            self.beat += 1
+            return
+        while True:
+            position = self.word * self.step - self.lead
+            room = self.word == self.words or self.beat - position // BEAT_BYTES < self.slots
+            accept = room and arrival <= self.now
+            self._emit()
+            self.now += 1
+            if accept:
+                self.beat += 1
+                return
+
+    def _emit(self) -> None:
+        here = BEAT_BYTES * self.beat >= self.word * self.step - self.lead + self.need
+        if self.word < self.words and (here or self.beat == self.beats):
+            self.word += 1
+
+    def finish(self) -> int:
+        """Let the last words out; return when the next row may begin."""
+        if self.dense:
+            return self.now + 2
+        while self.word < self.words:
+            self._emit()
+            self.now += 1
+        return self.now + 1
+
+
+@dataclass
+class _Gate:
+    """One queue: instructions dispatched and not started, with the time each arrived."""
+
+    waiting: deque[tuple[int, int]] = field(default_factory=deque)
+    inside: int = 0
+
+
+class _Machine:
+    """One program, played event by event; times are cycles since the run began."""
+
+    def __init__(self, program: bytes, config: AcceleratorConfig, memory: MemoryTiming) -> None:
+        size = isa.INSTRUCTION_BYTES
+        self.decoded = [isa.decode(program[i : i + size]) for i in range(0, len(program), size)]
+        self.config, self.memory = config, memory
+        self.events: list[tuple[int, int, Callable[[int], None]]] = []
+        self._sequence = 0
+        self.finish = 0
+        # Fetch and dispatch.
+        self.requested = self.dispatched = 0
+        self.fetched: dict[int, int] = {}
+        self.ready_at = 0
+        self.ended = False
+        # Read channel: each client's transfers as (asked, beat address, beats, owner).
+        self.transfers: tuple[deque, deque] = (deque(), deque())
+        self.in_flight = 0
+        self.next_issue = 0
+        self.channel_free = 0
+        # Queues and tokens.
+        self.gates = {queue: _Gate() for queue in Queue}
+        self.tokens = {(a, b): 0 for a in Queue for b in Queue}
+        self.engine_free = dict.fromkeys(Queue, 0)
+        self.next_start = dict.fromkeys(Queue, 0)
+        # Load engine.
+        self.jobs_open = 0
+        self.row_free = 0
+        self.row: _Row | None = None
+        # Compute engine.
+        self.sequencer_free = 0
+        self.last_step = -(10**6)
+        self.compute_begin: dict[int, int] = {}
+        self.compute_end: dict[int, int] = {}
+        self.write_free = 0
+        self.steps = self.bytes_read = self.bytes_written = 0
+
+    def play(self) -> int:
+        """Run to the end; return the run's cycles."""
+        self.at(timing.FETCH_START_CYCLES, self._request)
+        while self.events:
+            now, _, action = heapq.heappop(self.events)
+            action(now)
+        return self.finish + timing.END_CYCLES
+
+    def at(self, time: int, action: Callable[[int], None]) -> None:
+        """Schedule `action`; equal times run in the order they were scheduled."""
+        self._sequence += 1
+        heapq.heappush(self.events, (time, self._sequence, action))
+
+    def _request(self, now: int) -> None:
+        """Ask for instructions while the buffer has room, one a cycle."""
+        room = self.requested - self.dispatched < timing.INSTRUCTIONS_AHEAD
+        if self.requested < len(self.decoded) and room:
+            beat = self.requested * timing.INSTRUCTION_BEATS
+            self.transfers[_FETCH].append((now, beat, timing.INSTRUCTION_BEATS, self.requested))
+            self.requested += 1
+            self.at(now + timing.READ_REQUEST_CYCLES - 1, self._issue)
+            self.at(now + 1, self._request)
+
+    def _issue(self, now: int) -> None:
+        """Put the next burst on the bus, instruction fetch first; work out when its beats come."""
+        if now < self.next_issue:
+            self.at(self.next_issue, self._issue)
+            return
+        if self.in_flight >= self.config.outstanding_reads:
+            return
+        client = _FETCH if self.transfers[_FETCH] else _LOAD
+        queue = self.transfers[client]
+        if not queue:
+            return
+        asked, position, beats, owner = queue[0]
+        if asked + timing.READ_REQUEST_CYCLES - 1 > now:
+            return
+        queue.popleft()
+        boundary = self.config.max_burst_beats
+        burst = min(beats, boundary - position % boundary)
+        if burst < beats:
+            queue.appendleft((asked, position + burst, beats - burst, owner))
+        self.next_issue = now + 1
+        self.in_flight += 1
+        self.bytes_read += BEAT_BYTES * burst
+        first = max(now + 1 + self.memory.read_latency_cycles, self.channel_free)
+        last_of_transfer = burst == beats
+        if client == _FETCH:
+            self.channel_free = first + burst
+            self.fetched[owner] = first + burst - 1 + timing.READ_RESPONSE_CYCLES
+            self.at(self.fetched[owner], self._dispatch)
+        else:
+            self._receive(owner, first, burst, last_of_transfer)
+        self.at(self.channel_free, self._burst_over)
+        self.at(now + 1, self._issue)
+
+    def _burst_over(self, now: int) -> None:
+        self.in_flight -= 1
+        self._issue(now)
+
+    def _receive(self, job: _Job, first: int, burst: int, row_over: bool) -> None:
+        """Take a LOAD's burst, whose first beat could be on the bus at `first`."""
+        if self.row is None:
+            begin = max(self.row_free, first + timing.READ_RESPONSE_CYCLES)
+            self.row = _Row(job.fields, self.config, begin)
+        self.channel_free = self.row.take(first, burst)
+        if not row_over:
+            return
+        self.row_free = self.row.finish()
+        self.row = None
+        job.rows_left -= 1
+        if job.rows_left == 0:
+            complete = self.row_free + timing.LOAD_COMPLETE_CYCLES
+            self.row_free = complete + timing.LOAD_TO_LOAD_CYCLES
+            self.at(complete, lambda now: self._load_complete(now, job))
+
+    def _load_complete(self, now: int, job: _Job) -> None:
+        self.jobs_open -= 1
+        self._complete(now, Queue.LOAD, job.index)
+        self._start(now, Queue.LOAD)
+
+    def _dispatch(self, now: int) -> None:
+        """Hand the next instruction to its queue once it is here, checked, and there is room."""
+        index = self.dispatched
+        if self.ended or index not in self.fetched:
+            return
+        earliest = max(self.fetched[index] + timing.CHECK_CYCLES, self.ready_at)
+        if now < earliest:
+            self.at(earliest, self._dispatch)
+            return
+        opcode, _ = self.decoded[index]
+        if opcode == Opcode.END:
+            self.ended = True
+            self.finish = max(self.finish, now)
+            self.dispatched += 1
+            return
+        queue = isa.QUEUE_OF[opcode]
+        gate = self.gates[queue]
+        if gate.inside >= self.config.queue_depth:
+            return
+        gate.inside += 1
+        gate.waiting.append((index, now + timing.QUEUE_CYCLES))
+        self.dispatched += 1
+        self.ready_at = now + timing.INSTRUCTION_BEATS + timing.CHECK_CYCLES
+        self.at(now + timing.QUEUE_CYCLES, lambda t: self._start(t, queue))
+        self.at(now + 1, self._request)
+        self.at(self.ready_at, self._dispatch)
+
+    def _start(self, now: int, queue: Queue) -> None:
+        """Start the head of a queue if its tokens are there and its engine takes it."""
+        gate = self.gates[queue]
+        if not gate.waiting:
+            return
+        index, arrived = gate.waiting[0]
+        _, f = self.decoded[index]
+        earliest = max(arrived, self.engine_free[queue], self.next_start[queue])
+        if now < earliest:
+            self.at(earliest, lambda t: self._start(t, queue))
+            return
+        if queue == Queue.LOAD and self.jobs_open > timing.LOAD_JOBS_AHEAD:
+            return
+        waits = [giver for giver in Queue if f[f"wait_{giver.name.lower()}"]]
+        if any(self.tokens[giver, queue] == 0 for giver in waits):
+            return
+        for giver in waits:
+            self.tokens[giver, queue] -= 1
+        gate.waiting.popleft()
+        gate.inside -= 1
+        self.next_start[queue] = now + 1
+        {Queue.LOAD: self._load, Queue.COMPUTE: self._compute, Queue.STORE: self._store}[queue](
+            now, index, f
+        )
+        self.at(now + 1, self._dispatch)
+        self.at(max(now + 1, self.engine_free[queue]), lambda t: self._start(t, queue))
+
+    def _load(self, now: int, index: int, f: dict[str, int]) -> None:
+        """Queue the transfers of every row."""
+        job = _Job(index, f, f["rows"])
+        self.jobs_open += 1
+        beats = -(-f["row_bytes"] // BEAT_BYTES)
+        asked = now + timing.LOAD_ISSUE_CYCLES
+        for row in range(f["rows"]):
+            position = (f["offset_bytes"] + row * f["pitch_bytes"]) // BEAT_BYTES
+            self.transfers[_LOAD].append((asked + row, position, beats, job))
+            self.at(asked + row + timing.READ_REQUEST_CYCLES - 1, self._issue)
+        self.engine_free[Queue.LOAD] = asked + f["rows"]
+
+    def _compute(self, now: int, index: int, f: dict[str, int]) -> None:
+        """Parameter rows, then pixels x taps steps, then the pipeline's tail."""
+        config = self.config
+        begin = max(now + timing.COMPUTE_START_CYCLES, self.sequencer_free)
+        self.engine_free[Queue.COMPUTE] = begin
+        first = max(begin + config.parameter_rows, self.last_step + f["start_delay"])
+        pixels = f["output_height"] * -(-f["output_width"] // config.tp)
+        interval = max(f["tap_count"], config.tp)
+        slot_end = first + pixels * interval
+        self.last_step = slot_end - 1
+        self.sequencer_free = slot_end
+        self.steps += pixels * f["tap_count"]
+        self.compute_begin[index], self.compute_end[index] = begin, slot_end
+        done = self.last_step + timing.INPUT_ADDRESS_CYCLES + timing.read_after_write_cycles(config)
+        self.at(done, lambda t: self._complete(t, Queue.COMPUTE, index))
+
+    def _store(self, now: int, index: int, f: dict[str, int]) -> None:
+        """Words to the bus, two beats each at 16 lanes, then the responses."""
+        beats = f["rows"] * f["words_per_row"] * self.config.word_bytes // BEAT_BYTES
+        self.bytes_written += BEAT_BYTES * beats
+        last = now + timing.STORE_FIRST_BEAT_CYCLES + beats - 1
+        done = last + self.memory.write_latency_cycles + timing.STORE_COMPLETE_CYCLES
+        self.engine_free[Queue.STORE] = done + 1
+        self.at(done, lambda t: self._complete(t, Queue.STORE, index))
+
+    def _complete(self, now: int, queue: Queue, index: int) -> None:
+        """Give the tokens an instruction signals, a cycle later."""
+        self.finish = max(self.finish, now)
+        _, f = self.decoded[index]
+        for taker in Queue:
+            if f[f"signal_{taker.name.lower()}"]:
+                self.at(now + timing.QUEUE_CYCLES, self._giver(queue, taker))
+
+    def _giver(self, giver: Queue, taker: Queue) -> Callable[[int], None]:
+        def give(now: int) -> None:
+            self.tokens[giver, taker] += 1
+            self._start(now, taker)
+
+        return give
