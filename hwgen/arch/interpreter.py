@@ -22,6 +22,8 @@ from hwgen.arch.registers import BASE_COUNT, ERROR_HINTS, ErrorCode
 TOKEN_MAX = 255
 DISPATCHER = 3
 _ADDRESS_MASK = 0xFFFF
+_DDR_END = 1 << 32
+_PROGRAM_LENGTH_MAX = 2**24 - 1
 _GATHER_LIMIT_BYTES = 64 << 20
 
 
@@ -93,7 +95,10 @@ class Interpreter:
         for index in range(length):
             queue = DISPATCHER
             try:
+                require(program_address % isa.INSTRUCTION_BYTES == 0, "program address")
+                require(length <= _PROGRAM_LENGTH_MAX, "program length")
                 address = program_address + index * isa.INSTRUCTION_BYTES
+                in_range(address + isa.INSTRUCTION_BYTES <= _DDR_END, "program")
                 data = memory.view(address, isa.INSTRUCTION_BYTES, ErrorCode.READ_DECERR)
                 opcode, fields = self._decode(data.tobytes())
                 if opcode == Opcode.END:
@@ -110,6 +115,15 @@ class Interpreter:
             except _Stop as stop:
                 raise MachineError(stop.code, queue, index, stop.detail) from None
         raise MachineError(ErrorCode.PROGRAM_OVERRUN, DISPATCHER, length)
+
+    @staticmethod
+    def _rows(bases: list[int], f: dict[str, int], row_bytes: int) -> list[int]:
+        """Addresses of the rows of a LOAD or STORE, each of them aligned and inside 4 GiB."""
+        base, offset, pitch = bases[f["base"]], f["offset_bytes"], f["pitch_bytes"]
+        require(not any(value % BEAT_BYTES for value in (base, offset, pitch)), "alignment")
+        start = base + offset
+        in_range(start + (f["rows"] - 1) * pitch + row_bytes <= _DDR_END, "DDR address")
+        return [start + r * pitch for r in range(f["rows"])]
 
     @staticmethod
     def _decode(data: bytes) -> tuple[Opcode, dict[str, int]]:
@@ -145,19 +159,20 @@ class Interpreter:
             f["rows"] >= 1 and f["row_bytes"] >= 1 and target in tuple(LoadTarget),
             "rows, row_bytes or target",
         )
-        require(f["offset_bytes"] % 8 == 0 and f["pitch_bytes"] % 8 == 0, "alignment")
+        unit = config.synapse_row_bytes if target == LoadTarget.SYNAPSE else isa.TAP_BYTES
+        if target == LoadTarget.SCRATCHPAD:
+            sizes = f["words_per_row"], f["step_bytes"], f["take_bytes"]
+            require(min(sizes) >= 1 and sizes[2] <= config.ti, "words_per_row, step or take")
+        else:
+            require(f["rows"] == 1 and f["row_bytes"] % unit == 0, "rows or size of a buffer load")
         fetched = -(-f["row_bytes"] // BEAT_BYTES) * BEAT_BYTES
-        start = bases[f["base"]] + f["offset_bytes"]
         rows = [
-            memory.view(start + r * f["pitch_bytes"], fetched, ErrorCode.READ_DECERR)
-            for r in range(f["rows"])
+            memory.view(address, fetched, ErrorCode.READ_DECERR)
+            for address in self._rows(bases, f, fetched)
         ]
         if target == LoadTarget.SCRATCHPAD:
             self._load_words(rows, f)
         else:
-            require(f["rows"] == 1, "rows of a buffer load")
-            unit = config.synapse_row_bytes if target == LoadTarget.SYNAPSE else isa.TAP_BYTES
-            require(f["row_bytes"] % unit == 0, "row_bytes of a buffer load")
             count, first = f["row_bytes"] // unit, f["destination"]
             if target == LoadTarget.SYNAPSE:
                 in_range(first + count <= config.synapse_rows, "SB rows")
@@ -175,7 +190,6 @@ class Interpreter:
 
     def _load_words(self, rows: list[NDArray[np.uint8]], f: dict[str, int]) -> None:
         ti, words, step, take = self.config.ti, f["words_per_row"], f["step_bytes"], f["take_bytes"]
-        require(words >= 1 and step >= 1 and 1 <= take <= ti, "words_per_row, step or take")
         last = f["destination"] + (f["rows"] - 1) * f["destination_pitch"] + words
         in_range(last <= self.config.scratchpad_words, "scratchpad words")
         length = max((words - 1) * step + take, f["lead_bytes"] + f["row_bytes"])
@@ -192,12 +206,11 @@ class Interpreter:
     def _store(self, memory: Memory, bases: list[int], f: dict[str, int]) -> None:
         words = f["words_per_row"]
         require(f["rows"] >= 1 and words >= 1, "rows or words_per_row")
-        require(f["offset_bytes"] % 8 == 0 and f["pitch_bytes"] % 8 == 0, "alignment")
-        for r in range(f["rows"]):
+        size = words * self.config.word_bytes
+        last = f["source"] + (f["rows"] - 1) * f["source_pitch"]
+        in_range(last + words <= self.config.scratchpad_words, "scratchpad words")
+        for r, address in enumerate(self._rows(bases, f, size)):
             first = f["source"] + r * f["source_pitch"]
-            in_range(first + words <= self.config.scratchpad_words, "scratchpad words")
-            address = bases[f["base"]] + f["offset_bytes"] + r * f["pitch_bytes"]
-            size = words * self.config.word_bytes
             row = memory.view(address, size, ErrorCode.WRITE_DECERR)
             row[:] = self.scratchpad[first : first + words].reshape(-1).view(np.uint8)
 

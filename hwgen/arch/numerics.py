@@ -33,11 +33,12 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def round_half_up_shift(value: NDArray[np.int64], shift: NDArray[np.int64]) -> NDArray[np.int64]:
     """Shift right by `shift` bits (0 or more), rounding half up.
 
-    Equal to ``floor(value / 2**shift + 1/2)``: the truncated quotient plus the last bit shifted
-    out, which is how the hardware does it.
+    Equal to ``floor(value / 2**shift + 1/2)``. Half of the divisor is added first, which cannot
+    overflow: a sum in front of the shift has 49 bits, half of the largest divisor 46.
     """
-    last_bit_out = np.where(shift > 0, (value >> np.maximum(shift - 1, 0)) & 1, 0)
-    return (value >> shift) + last_bit_out
+    result = value + ((np.int64(1) << shift) >> 1)
+    result >>= shift
+    return result
 
 
 def requantize(
@@ -68,15 +69,18 @@ def requantize(
     -------
     int8, shape of `acc`.
     """
-    total = np.asarray(acc).astype(np.int64) * np.asarray(multiplier).astype(np.int64)
+    total = np.asarray(acc).astype(np.int64)
+    total *= np.asarray(multiplier).astype(np.int64)
     if residual is not None:
         if residual_multiplier is None:
             raise ValueError("residual_multiplier must be given with a residual, not None")
-        difference = np.asarray(residual).astype(np.int64) - int(residual_zero_point)
-        total = total + difference * np.asarray(residual_multiplier).astype(np.int64)
-    shifts = np.broadcast_to(np.asarray(shift).astype(np.int64), total.shape)
-    rounded = round_half_up_shift(total, shifts)
-    return np.clip(rounded + int(zero_point), int(lo), int(hi)).astype(np.int8)
+        difference = np.asarray(residual).astype(np.int64)
+        difference -= int(residual_zero_point)
+        difference *= np.asarray(residual_multiplier).astype(np.int64)
+        total += difference
+    rounded = round_half_up_shift(total, np.asarray(shift).astype(np.int64))
+    rounded += int(zero_point)
+    return np.clip(rounded, int(lo), int(hi), out=rounded).astype(np.int8)
 
 
 def quantize(x: ArrayLike, scale: float, zero_point: int) -> Int8Array:

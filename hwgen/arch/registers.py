@@ -51,13 +51,14 @@ ERROR_HINTS = {
     ErrorCode.READ_DECERR: "a read went to an address where no memory is (DECERR)",
     ErrorCode.WRITE_SLVERR: "the memory answered a write with SLVERR",
     ErrorCode.WRITE_DECERR: "a write went to an address where no memory is (DECERR)",
-    ErrorCode.ADDRESS_RANGE: "an instruction reaches past the end of an on-chip memory",
+    ErrorCode.ADDRESS_RANGE: "an instruction reaches past the end of an on-chip memory, or of "
+    "the 4 GiB of addresses",
     ErrorCode.NO_PROGRESS: "nothing moved for WATCHDOG cycles: a token that never came, or a bus "
     "that does not answer",
     ErrorCode.TOKEN_OVERFLOW: "an instruction signals more tokens than the counter holds",
     ErrorCode.BANK_CONFLICT: "a convolution's input and its residual lie in one scratchpad bank",
     ErrorCode.PROGRAM_OVERRUN: "the program has no END within PROGRAM_LENGTH instructions",
-    ErrorCode.BAD_FIELD: "an instruction's count is zero or a size is not allowed",
+    ErrorCode.BAD_FIELD: "an instruction's count is zero, or a size or an alignment is not allowed",
 }
 
 

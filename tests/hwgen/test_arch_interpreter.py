@@ -135,3 +135,52 @@ def test_program_outside_memory() -> None:
     with pytest.raises(MachineError) as caught:
         Interpreter(CONFIG).execute(Memory(np.zeros(64, np.uint8)), 4096, 1, {})
     assert (caught.value.code, caught.value.queue) == (ErrorCode.READ_DECERR, 3)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.LOAD, Opcode.STORE])
+@pytest.mark.parametrize(
+    ("base", "offset", "code"),
+    [
+        (4100, 0, ErrorCode.BAD_FIELD),
+        (4096, 4, ErrorCode.BAD_FIELD),
+        (4096, 2**32 - 4096 - 8, ErrorCode.ADDRESS_RANGE),
+        (2**32 - 16, 16, ErrorCode.ADDRESS_RANGE),
+        (2**32 - 16, 0, None),
+    ],
+)
+def test_addresses(opcode: Opcode, base: int, offset: int, code: ErrorCode | None) -> None:
+    """A base that is not aligned, and a row past 4 GiB, are errors; the last bytes are not."""
+    specific = LOAD if opcode == Opcode.LOAD else {"rows": 1, "base": 1}
+    fields = {**specific, "words_per_row": 2, "offset_bytes": offset}
+    if opcode == Opcode.LOAD:
+        fields["row_bytes"] = 16
+    program = isa.encode(opcode, **fields) + END
+    memory = Memory(np.zeros(8192, np.uint8), 2**32 - 8192)
+    memory.data[: len(program)] = np.frombuffer(program, np.uint8)
+    arguments = memory, 2**32 - 8192, 2, {1: base}
+    if code is None:
+        Interpreter(CONFIG).execute(*arguments)
+        return
+    with pytest.raises(MachineError) as caught:
+        Interpreter(CONFIG).execute(*arguments)
+    assert (caught.value.code, caught.value.instruction) == (code, 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "length", "code", "instruction"),
+    [
+        (8, 1, ErrorCode.BAD_FIELD, 0),
+        (0, 1 << 24, ErrorCode.BAD_FIELD, 0),
+        (2**32 - 64, 2, ErrorCode.ADDRESS_RANGE, 1),
+        (2**32 - 64, 1, ErrorCode.PROGRAM_OVERRUN, 1),
+    ],
+)
+def test_program_addresses(address: int, length: int, code: ErrorCode, instruction: int) -> None:
+    """A program is aligned, has a length that fits its counter and ends inside 4 GiB."""
+    program = isa.encode(Opcode.LOAD, **{**LOAD, "row_bytes": 8, "words_per_row": 1})
+    memory = Memory(np.zeros(8192, np.uint8), 2**32 - 8192)
+    memory.data[-64:] = np.frombuffer(program, np.uint8)
+    with pytest.raises(MachineError) as caught:
+        Interpreter(CONFIG).execute(memory, address, length, {1: 2**32 - 8192})
+    found = (caught.value.code, caught.value.queue, caught.value.instruction)
+    assert found == (code, 3, instruction)
