@@ -112,14 +112,20 @@ def _compile(arguments: argparse.Namespace) -> Report:
     """Compile a PyTorch or ONNX network into a bundle."""
     from hwgen.backends import program
     from hwgen.boards import load_board
-    from hwgen.quantize import load_calibration, quantize_model
+    from hwgen.frontend import from_onnx
+    from hwgen.passes.pipeline import to_fused
+    from hwgen.quantize import load_calibration, quantize, quantize_model
 
     board = load_board(arguments.board)
     calibration = load_calibration(arguments.calibration)
     model = _load_model(arguments.model, arguments.weights)
-    graph = quantize_model(
-        model, calibration[:1], calibration, scheme=arguments.scheme, observer=arguments.observer
-    )
+    how: dict[str, Any] = {"scheme": arguments.scheme, "observer": arguments.observer}
+    if isinstance(model, Path):
+        graph = quantize(to_fused(from_onnx(model)), calibration, **how)
+    else:
+        import torch
+
+        graph = quantize_model(model, torch.from_numpy(calibration[:1]), calibration, **how)
     name = Path(arguments.model.partition(":")[0]).stem
     bundle = program.emit(graph, board.config, name=name)
     bundle.save(arguments.out)

@@ -253,8 +253,9 @@ def _compute(graph: MachineGraph, work: _Work) -> Instruction:
         "input_width": into.width,
         "origin_y": origin_y,
         "origin_x": origin_x,
-        "stride_y": layer.stride[0],
-        "stride_x": layer.stride[1],
+        # A global pool's stride may exceed the field, and a single output takes no stride.
+        "stride_y": layer.stride[0] if out.shape[1] > 1 else 1,
+        "stride_x": layer.stride[1] if out.shape[2] > 1 else 1,
         "pad_value": layer.pad_value,
         "output_address": graph.addresses[layer.output] + group.output_offset,
         "output_pixel_step": out.tiles,

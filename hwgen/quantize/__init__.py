@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quantization room: fused float graphs become int8 graphs."""
 
+from hwgen.quantize.calibration import load_calibration
 from hwgen.quantize.observers import MSE, Histogram, MinMax, Percentile, code_for_range
 from hwgen.quantize.post_training import (
     QuantizationError,
@@ -18,6 +19,7 @@ __all__ = [
     "QuantizationError",
     "calibrate",
     "code_for_range",
+    "load_calibration",
     "quantize",
     "quantize_model",
     "quantize_with",
