@@ -20,6 +20,7 @@ from rtl.layouts import (
     error_report,
     indexed,
     int8_lanes,
+    lane_block,
     read_port,
     scratchpad_write,
     synapse_row,
@@ -149,7 +150,7 @@ class ComputeEngine(wiring.Component):
         first = local("first", issue.first, 1)
         last = local("last", issue.last, 1)
         slot = local("slot", issue.slot, range(tn))
-        block = local("block", fields.lane_block, range(config.ti // tn))
+        block = local("block", fields.lane_block, lane_block(config))
         for p, port in enumerate(self.read):
             pads = at(pad, self.WORD_STAGE).replicate(config.ti)
             seen = Mux(at(inside, Scratchpad.LATENCY)[p], port.data, pads)

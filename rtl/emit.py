@@ -27,7 +27,6 @@ LINT_WAIVERS = {
     "WIDTHTRUNC": "as WIDTHEXPAND: a sum is cut to the width of what it is assigned to",
     "CASEINCOMPLETE": "an assignment in front of the case says what its other values give",
     "PROCASSINIT": "registers have an initial value and a synchronous reset to the same value",
-    "ASCRANGE": "fields that have no bits in this configuration are written as [-1:0]",
 }
 
 

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import Mode
-from rtl.layouts import int8_lanes, synapse_row
+from rtl.layouts import int8_lanes, lane_block, synapse_row
 from rtl.pe_array import int8_products
 from rtl.pipeline import Pipeline
 
@@ -38,7 +38,7 @@ class Lanes(wiring.Component):
                 "mode": In(Mode),
                 "first": In(1),
                 "slot": In(range(config.tn)),
-                "block": In(range(config.ti // config.tn)),
+                "block": In(lane_block(config)),
                 "terms": Out(data.ArrayLayout(int8_products(config), config.tp)),
             }
         )

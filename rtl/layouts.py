@@ -37,6 +37,11 @@ def synapse_row(config: AcceleratorConfig) -> data.ArrayLayout:
     return data.ArrayLayout(int8_lanes(config.ti), config.tn)
 
 
+def lane_block(config: AcceleratorConfig) -> range:
+    """Return the shape of a block's number in its word; a bit even where there is but one."""
+    return range(max(config.ti // config.tn, 2))
+
+
 COMPUTE = struct_of(isa.COMPUTE)
 TAP = struct_of(isa.TAP)
 CHANNEL_PARAMETERS = struct_of(isa.CHANNEL_PARAMETERS)

@@ -52,16 +52,23 @@ class Machine:
         """Read a register's fields."""
         return BY_NAME[name].layout.unpack(await self.read(name))
 
-    async def start(self, program: bytes, length: int | None = None, watchdog: int = 3000) -> None:
+    async def start(
+        self,
+        program: bytes,
+        length: int | None = None,
+        watchdog: int = 3000,
+        address: int = PROGRAM,
+        base: int = INPUT,
+    ) -> None:
         """Write the program and start it."""
         self.memory.write(PROGRAM, program)
         count = len(program) // INSTRUCTION_BYTES if length is None else length
-        await self.write("PROGRAM_ADDRESS", value=PROGRAM)
+        await self.write("PROGRAM_ADDRESS", value=address)
         await self.write("PROGRAM_LENGTH", value=count)
         await self.write("WATCHDOG", value=watchdog)
         await self.write("IRQ_ENABLE", done=1, error=1)
         await self.write("IRQ_STATUS", done=1, error=1)
-        await self.write("BASE1", value=INPUT)
+        await self.write("BASE1", value=base)
         await self.write("BASE2", value=OUTPUT)
         await self.write("CONTROL", start=1)
 
@@ -137,12 +144,12 @@ def random_program(rng: random.Random, memory: bytes, pairs: int) -> bytes:
     return program + isa.encode(Opcode.END)
 
 
-def reference(memory: bytes, program: bytes) -> bytes:
+def reference(memory: bytes, program: bytes, address: int = PROGRAM, base: int = INPUT) -> bytes:
     """Return what the interpreter leaves in memory."""
     data = np.frombuffer(memory, dtype=np.uint8).copy()
     data[PROGRAM : PROGRAM + len(program)] = np.frombuffer(program, dtype=np.uint8)
     count = len(program) // INSTRUCTION_BYTES
-    Interpreter(CONFIG).execute(Memory(data), PROGRAM, count, {1: INPUT, 2: OUTPUT})
+    Interpreter(CONFIG).execute(Memory(data), address, count, {1: base, 2: OUTPUT})
     return data.tobytes()
 
 
@@ -235,6 +242,8 @@ WRONG = {
         0,
         0,
     ),
+    "unaligned_base": (GOOD + END, ErrorCode.BAD_FIELD, 0, 0),
+    "unaligned_program": (GOOD + END, ErrorCode.BAD_FIELD, 3, 0),
     "past_scratchpad": (
         isa.encode(Opcode.LOAD, **LOAD, destination=CONFIG.scratchpad_words - 3) + END,
         ErrorCode.ADDRESS_RANGE,
@@ -272,6 +281,8 @@ WRONG = {
         1,
     ),
 }
+#: Where a program starts, or the base of its loads, when that is what is wrong with it.
+STARTS = {"unaligned_base": {"base": INPUT + 4}, "unaligned_program": {"address": PROGRAM + 8}}
 
 
 @cocotb.test()
@@ -280,17 +291,17 @@ async def wrong_program(dut: Any, name: str) -> None:
     """Stop a wrong program with its error; the machine works after a soft reset."""
     m = await machine(dut, 0.2)
     program, code, queue, instruction = WRONG[name]
-    if name not in ("past_memory", "zero_rows"):
-        _interpreter_agrees(m, program, code, queue, instruction)
     watchdog = 200 if code == ErrorCode.NO_PROGRESS else 3000
-    await expect_error(m, program, code, queue, instruction, watchdog=watchdog)
+    start = STARTS.get(name, {})
+    _interpreter_agrees(m, program, code, queue, instruction, **start)
+    await expect_error(m, program, code, queue, instruction, watchdog=watchdog, **start)
 
 
 def _interpreter_agrees(
-    m: Machine, program: bytes, code: ErrorCode, queue: int, instruction: int
+    m: Machine, program: bytes, code: ErrorCode, queue: int, instruction: int, **start: int
 ) -> None:
     try:
-        reference(m.memory.read(0, MEMORY_BYTES), program)
+        reference(m.memory.read(0, MEMORY_BYTES), program, **start)
     except MachineError as error:
         found = (error.code, int(error.queue), error.instruction)
         assert found == (code, queue, instruction), found
