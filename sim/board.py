@@ -61,7 +61,8 @@ class SimulatedBoard(Device):
     design
         A bundle, for the machine that it was compiled for; or a configuration.
     memory_latency_cycles
-        From an address on the bus to the first beat, and from the last beat written to the response.
+        From an address on the bus to the first beat, and from the last beat written to the
+        response.
     clock_hz
         Clock of the simulated machine, for `seconds` and timeouts.
     memory_bytes, memory_base
@@ -179,9 +180,10 @@ class SimulatedBoard(Device):
     def _offset(self, address: int) -> int:
         offset = address - self.register_base
         if not 0 <= offset < ADDRESS_SPACE_BYTES or offset % 4:
+            last = self.register_base + ADDRESS_SPACE_BYTES - 1
             raise SimulationError(
                 f"no register is at {address:#010x}; the accelerator's are at "
-                f"{self.register_base:#010x} to {self.register_base + ADDRESS_SPACE_BYTES - 1:#010x}"
+                f"{self.register_base:#010x} to {last:#010x}"
             )
         return offset
 
