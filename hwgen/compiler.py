@@ -12,6 +12,7 @@ from hwgen.arch.config import AcceleratorConfig
 from hwgen.backends import program
 from hwgen.boards import load_board
 from hwgen.quantize import quantize_model
+from hwgen.quantize.observers import Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ def compile(
     board: str | Path = "pynq-z2",
     *,
     config: AcceleratorConfig | None = None,
-    scheme: str = "affine",
+    scheme: Scheme = "affine",
     observer: str = "mse",
     name: str | None = None,
     preprocess: tuple[Sequence[float], Sequence[float]] | None = None,
