@@ -62,13 +62,17 @@ _ZEROED_MEMORY = re.compile(r"  initial begin\n((?:    (\S+)\[\d+\] = (\d+)'h0+;
 
 
 def _zero_in_a_loop(match: re.Match[str]) -> str:
-    """Write a memory's zeros as a loop: a line a word makes megabytes that simulators choke on."""
+    """Write a memory's zeros as a loop, and for simulators alone.
+
+    A line a word makes megabytes, and Yosys spends a minute in a loop over the scratchpad.
+    Synthesis tools define SYNTHESIS; without the loop an FPGA's memories power up as zeros too.
+    """
     lines, memory, bits = match.groups()
     count = lines.count("\n")
     block = "zero_" + re.sub(r"\W", "_", memory)
     return (
-        f"  initial begin : {block}\n    integer i;\n"
-        f"    for (i = 0; i < {count}; i = i + 1) {memory}[i] = {bits}'h0;\n  end\n"
+        f"`ifndef SYNTHESIS\n  initial begin : {block}\n    integer i;\n"
+        f"    for (i = 0; i < {count}; i = i + 1) {memory}[i] = {bits}'h0;\n  end\n`endif\n"
     )
 
 

