@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests room: the estimate of resources: statistics as read, and a small top synthesised."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwgen.arch import AcceleratorConfig
+from rtl import resources
+from rtl.resources import Resources, SynthesisError, Usage, estimate_resources, parse_statistics
+
+CONFIG = AcceleratorConfig(tn=4, ti=8, scratchpad_bank_words=512, synapse_rows=512, tap_entries=64)
+
+
+def canned(**extra: int) -> dict[str, Any]:
+    """Return ``stat -json`` of a top with two blocks, one of which has blocks of its own."""
+
+    def module(**cells: int) -> dict[str, Any]:
+        return {"num_cells_by_type": cells}
+
+    return {
+        "modules": {
+            "\\shears": module(FDRE=1, **{"shears.accelerator": 1}),
+            "\\shears.accelerator": module(
+                LUT2=3, **{"shears.accelerator.compute": 1, "\\shears.accelerator.load$7": 1}
+            ),
+            "\\shears.accelerator.compute": module(**{"shears.accelerator.compute.array": 1}),
+            "\\shears.accelerator.compute.array": module(DSP48E1=2, CARRY4=5, LUT6=7, FDSE=4),
+            "\\shears.accelerator.load$7": module(
+                RAMB36E1=2, RAMB18E1=1, RAM32M=3, SRL16E=2, MUXF7=9, INV=1, **extra
+            ),
+        }
+    }
+
+
+def test_statistics_are_summed_by_block() -> None:
+    """18 Kbit are halves, a RAM32M is four LUTs, and a number against clashes is no name."""
+    assert parse_statistics(canned()) == {
+        "compute": Usage(),
+        "compute.array": Usage(dsp=2, lut=7, ff=4, carry=5),
+        "load": Usage(bram36=2.5, lut=15, lutram=14),
+        "top": Usage(lut=3, ff=1),
+    }
+
+
+def test_unknown_cell_is_refused() -> None:
+    """A cell that nobody counted would make the figures too small."""
+    with pytest.raises(SynthesisError, match=r"accelerator\.load\$7 has 2 cells 'URAM288'"):
+        parse_statistics(canned(URAM288=2))
+
+
+def test_unknown_family_is_refused() -> None:
+    """The message names the known ones."""
+    with pytest.raises(ValueError, match=r"family must be one of \('xc7',\), not 'ice40'"):
+        estimate_resources(CONFIG, family="ice40")
+
+
+def test_failing_yosys_shows_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verilog that Yosys refuses gives its message, not an empty figure."""
+    monkeypatch.setattr(resources, "emit_verilog", lambda config: "module shears(; endmodule\n")
+    with pytest.raises(SynthesisError, match="syntax error"):
+        estimate_resources(CONFIG)
+
+
+@pytest.mark.slow
+def test_small_top_is_synthesised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No unexplained warning; DSPs are those of the arithmetic, memories are block RAM; cached."""
+    passes: list[str] = []
+    result = estimate_resources(CONFIG, cache_dir=tmp_path, progress=passes.append)
+    assert not result.warnings
+    assert set(result.waived) <= set(resources.SYNTHESIS_WAIVERS)
+    assert any("ABC9" in name for name in passes)
+
+    blocks = result.per_block
+    assert Usage(*(getattr(result, name) for name in Usage.__dataclass_fields__)) == sum(
+        blocks.values(), Usage()
+    )
+    assert blocks["compute.array"].dsp == CONFIG.tn * CONFIG.ti // 2  # two products a DSP
+    assert blocks["scratchpad"].bram36 >= CONFIG.scratchpad_banks
+    assert blocks["synapse_buffer"].bram36 >= CONFIG.tn
+    assert sum(b.bram36 for b in blocks.values()) == result.bram36
+    assert all(re.fullmatch(r"[a-z_.]+", name) for name in blocks)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("Yosys ran although the result was kept")
+
+    monkeypatch.setattr(resources, "_run_yosys", fail)
+    assert estimate_resources(CONFIG, cache_dir=tmp_path) == result
+    assert Resources.from_dict(json.loads(json.dumps(result.to_dict()))) == result
