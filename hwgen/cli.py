@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--out", type=Path, default=Path("build/shears.v"))
 
+    sub = verb("resources", _resources)
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument("--limit", type=float, default=85, help="percent of a resource to use at most")
+    sub.add_argument("--cache", type=Path, default=Path("build/resources"))
+
     sub = verb("disassemble", _disassemble)
     sub.add_argument("bundle", type=Path)
 
@@ -259,6 +264,41 @@ def _emit(arguments: argparse.Namespace) -> Report:
     lines = len(arguments.out.read_text(encoding="utf-8").splitlines())
     print(f"{arguments.out}: {lines:,} lines, digest {board.config.digest():016x}")
     return {"verilog": str(arguments.out), "lines": lines, "config": board.config.to_dict()}
+
+
+def _resources(arguments: argparse.Namespace) -> Report:
+    """Estimate with Yosys what a board's configuration takes of its FPGA, block by block."""
+    from rich.console import Console
+
+    from hwgen.boards import load_board
+    from rtl.resources import estimate_resources
+
+    board = load_board(arguments.board)
+    with Console(stderr=True).status("Yosys synthesises the whole top; minutes") as status:
+        found = estimate_resources(
+            board.config,
+            board.family,
+            cache_dir=arguments.cache,
+            progress=lambda step: status.update(f"Yosys: {step}"),
+        )
+    kinds = ("dsp", "bram36", "lut", "ff")
+    budget = {kind: getattr(board.budget, kind) for kind in kinds}
+    percent = {kind: 100 * getattr(found, kind) / budget[kind] for kind in kinds}
+    rows = [(name, *(f"{getattr(b, k):,}" for k in kinds)) for name, b in found.per_block.items()]
+    rows.append(("used", *(f"{getattr(found, kind):,}" for kind in kinds)))
+    rows.append((board.part, *(f"{budget[kind]:,}" for kind in kinds)))
+    rows.append(("percent", *(f"{percent[kind]:.1f}" for kind in kinds)))
+    _table(f"{board.name}: estimates of {found.yosys}", ("block", *kinds), rows)
+    print(f"{found.lutram:,} of the LUTs are memory; {len(found.warnings)} unexplained warnings")
+    for warning in found.warnings:
+        print(f"  {warning}")
+    over = [f"{percent[k]:.1f} % of {k}" for k in kinds if percent[k] > arguments.limit]
+    if over:
+        raise RuntimeError(
+            f"{board.key} takes {', '.join(over)}, more than {arguments.limit:g} %, as Yosys "
+            "estimates; try a smaller array or shallower buffers"
+        )
+    return {**found.to_dict(), "board": board.key, "budget": budget, "percent": percent}
 
 
 def _disassemble(arguments: argparse.Namespace) -> Report:

