@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hwgen.arch import AcceleratorConfig
+from hwgen.cli import main
 from rtl import resources
 from rtl.resources import Resources, SynthesisError, Usage, estimate_resources, parse_statistics
 
@@ -92,3 +93,26 @@ def test_small_top_is_synthesised(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(resources, "_run_yosys", fail)
     assert estimate_resources(CONFIG, cache_dir=tmp_path) == result
     assert Resources.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize(("bram36", "status"), [(119, 0), (119.5, 1)])
+def test_the_verb_fails_beyond_the_limit(
+    bram36: float,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """85 % of the PYNQ-Z2's 140 block RAMs are 119; what is too much is named."""
+    usage = Usage(dsp=130, bram36=bram36, lut=20_000, ff=30_000)
+    found = Resources(**vars(usage), per_block={"scratchpad": usage}, yosys="Yosys 0")
+    monkeypatch.setattr(resources, "estimate_resources", lambda *_, **__: found)
+    report = tmp_path / "report.json"
+    arguments = ["resources", "--board", "pynq-z2", "--json", str(report)]
+    assert main(arguments) == status
+    printed = capsys.readouterr()
+    assert "scratchpad" in printed.out and "estimates of Yosys" in printed.out
+    if status:
+        assert "85.4 % of bram36" in printed.err
+    else:
+        assert json.loads(report.read_text())["percent"]["bram36"] == 85
