@@ -11,7 +11,8 @@ from hwgen.arch import AcceleratorConfig
 from rtl.read_master import ReadMaster
 from rtl.registers import Registers
 from rtl.write_master import WriteMaster
-from sim.runner import available_simulators, run_bench
+from sim.runner import run_bench
+from tests.support.simulators import each_simulator
 
 BLOCKS = {"registers": Registers, "read_master": ReadMaster, "write_master": WriteMaster}
 
@@ -20,13 +21,7 @@ BLOCKS = {"registers": Registers, "read_master": ReadMaster, "write_master": Wri
     ("block", "burst"),
     [("registers", 16), *((b, n) for b in ("read_master", "write_master") for n in (1, 16))],
 )
-@pytest.mark.parametrize(
-    "simulator",
-    [
-        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
-        for s in available_simulators()
-    ],
-)
+@each_simulator
 def test_bus(simulator: str, block: str, burst: int, tmp_path: Path) -> None:
     """Random operations with random stalls on every channel."""
     config = AcceleratorConfig(

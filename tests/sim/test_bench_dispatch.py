@@ -5,24 +5,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from hwgen.arch import AcceleratorConfig
 from rtl.top import Accelerator
-from sim.runner import available_simulators, run_bench
+from sim.runner import run_bench
+from tests.support.simulators import each_simulator
 
 CONFIG = AcceleratorConfig(
     tn=8, ti=8, scratchpad_bank_words=64, synapse_rows=64, tap_entries=64, max_burst_beats=8
 )
 
 
-@pytest.mark.parametrize(
-    "simulator",
-    [
-        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
-        for s in available_simulators()
-    ],
-)
+@each_simulator
 def test_dispatch(simulator: str, tmp_path: Path) -> None:
     """Random programs, every error of the system side, soft resets."""
     parameters = {"config": CONFIG.to_dict(), "seed": 1}

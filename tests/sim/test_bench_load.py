@@ -9,16 +9,13 @@ import pytest
 
 from hwgen.arch import AcceleratorConfig
 from rtl.load import LoadEngine
-from sim.runner import available_simulators, run_bench
+from sim.runner import run_bench
+from tests.support.simulators import SIMULATORS, simulator_case
 
 
 @pytest.mark.parametrize(
     ("simulator", "ti"),
-    [
-        pytest.param(s, ti, marks=pytest.mark.slow if s == "verilator" or ti > 16 else ())
-        for s in available_simulators()
-        for ti in (8, 16, 32)
-    ],
+    [simulator_case(s, ti, slow=ti > 16) for s in SIMULATORS for ti in (8, 16, 32)],
 )
 def test_load(simulator: str, ti: int, tmp_path: Path) -> None:
     """Random loads into all three memories, every error, throughput."""
