@@ -93,3 +93,24 @@ def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", _text(page))
     missing = [link for link in links if "://" not in link and not (here / link).exists()]
     assert not missing
+
+
+def test_troubleshooting_names_every_error() -> None:
+    """Each exception that a user can meet has its row; `internal` ones are caught or bases."""
+    internal = {"Refusal", "PrecisionError", "DecodeError", "RunStopped"}
+    found = set()
+    for room in ("hwgen", "host", "sim"):
+        for path in (ROOT / room).rglob("*.py"):
+            if "benches" not in path.parts:
+                text = path.read_text(encoding="utf-8")
+                found |= set(
+                    re.findall(
+                        r"^class ([A-Z]\w*)\((?:\w*Error|\w*Exception|RunStopped|"
+                        r"WrongHardware)\)",
+                        text,
+                        re.MULTILINE,
+                    )
+                )
+    assert len(found) > 20
+    page = _text("docs/troubleshooting.md")
+    assert not [name for name in sorted(found - internal) if f"`{name}`" not in page]
