@@ -20,6 +20,7 @@ from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
 from hwgen.arch.isa import LoadTarget, Opcode, Queue
 
 _FETCH, _LOAD = 0, 1
+_NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,17 @@ class _Row:
 
 
 @dataclass
+class _Transfer:
+    """Beats asked for by a client; `accepted` is called in the cycle after it was taken."""
+
+    position: int
+    beats: int
+    owner: _Job | int
+    accepted: Callable[[int], None]
+    issuable: int = 0
+
+
+@dataclass
 class _Gate:
     """One queue: instructions dispatched and not started, with the time each arrived."""
 
@@ -176,8 +188,9 @@ class _Machine:
         self.fetched: dict[int, int] = {}
         self.ready_at = 0
         self.ended = False
-        # Read channel: each client's transfers as (asked, beat address, beats, owner).
-        self.transfers: tuple[deque, deque] = (deque(), deque())
+        # Read channel: each client's transfers, the one being cut into bursts, bursts in flight.
+        self.waiting: tuple[deque[_Transfer], deque[_Transfer]] = (deque(), deque())
+        self.pending: list[_Transfer | None] = [None, None]
         self.in_flight = 0
         self.next_issue = 0
         self.channel_free = 0
@@ -212,46 +225,58 @@ class _Machine:
         heapq.heappush(self.events, (time, self._sequence, action))
 
     def _request(self, now: int) -> None:
-        """Ask for instructions while the buffer has room, one a cycle."""
+        """Ask for the next instruction if the buffer has room for it."""
         room = self.requested - self.dispatched < timing.INSTRUCTIONS_AHEAD
-        if self.requested < len(self.decoded) and room:
-            beat = self.requested * timing.INSTRUCTION_BEATS
-            self.transfers[_FETCH].append((now, beat, timing.INSTRUCTION_BEATS, self.requested))
-            self.requested += 1
-            self.at(now + timing.READ_REQUEST_CYCLES - 1, self._issue)
-            self.at(now + 1, self._request)
+        if self.requested == len(self.decoded) or not room or self.waiting[_FETCH]:
+            return
+        beats = timing.INSTRUCTION_BEATS
+        self._ask(
+            now, _FETCH, _Transfer(self.requested * beats, beats, self.requested, self._request)
+        )
+        self.requested += 1
+
+    def _ask(self, now: int, client: int, transfer: _Transfer) -> None:
+        self.waiting[client].append(transfer)
+        self._accept(now, client)
+
+    def _accept(self, now: int, client: int) -> None:
+        """Take a client's next transfer, one at a time."""
+        if self.pending[client] is None and self.waiting[client]:
+            transfer = self.waiting[client].popleft()
+            self.pending[client] = transfer
+            transfer.issuable = now + timing.READ_REQUEST_CYCLES - 1
+            self.at(transfer.issuable, self._issue)
+            self.at(now + 1, transfer.accepted)
 
     def _issue(self, now: int) -> None:
         """Put the next burst on the bus, instruction fetch first; work out when its beats come."""
-        if now < self.next_issue:
-            self.at(self.next_issue, self._issue)
+        if now < self.next_issue or self.in_flight >= self.config.outstanding_reads:
             return
-        if self.in_flight >= self.config.outstanding_reads:
+        for client in (_FETCH, _LOAD):
+            transfer = self.pending[client]
+            if transfer is not None and transfer.issuable <= now:
+                break
+        else:
             return
-        client = _FETCH if self.transfers[_FETCH] else _LOAD
-        queue = self.transfers[client]
-        if not queue:
-            return
-        asked, position, beats, owner = queue[0]
-        if asked + timing.READ_REQUEST_CYCLES - 1 > now:
-            return
-        queue.popleft()
         boundary = self.config.max_burst_beats
-        burst = min(beats, boundary - position % boundary)
-        if burst < beats:
-            queue.appendleft((asked, position + burst, beats - burst, owner))
+        burst = min(transfer.beats, boundary - transfer.position % boundary)
+        transfer.position += burst
+        transfer.beats -= burst
         self.next_issue = now + 1
         self.in_flight += 1
         self.bytes_read += BEAT_BYTES * burst
         first = max(now + 1 + self.memory.read_latency_cycles, self.channel_free)
-        last_of_transfer = burst == beats
-        if client == _FETCH:
-            self.channel_free = first + burst
-            self.fetched[owner] = first + burst - 1 + timing.READ_RESPONSE_CYCLES
-            self.at(self.fetched[owner], self._dispatch)
+        if isinstance(transfer.owner, _Job):
+            self._receive(transfer.owner, first, burst, transfer.beats == 0)
         else:
-            self._receive(owner, first, burst, last_of_transfer)
-        self.at(self.channel_free, self._burst_over)
+            self.channel_free = first + burst
+            here = first + burst - 1 + timing.READ_RESPONSE_CYCLES
+            self.fetched[transfer.owner] = here
+            self.at(here, self._dispatch)
+        if transfer.beats == 0:
+            self.pending[client] = None
+            self._accept(now, client)
+        self.at(self.channel_free + timing.BURST_OVER_CYCLES, self._burst_over)
         self.at(now + 1, self._issue)
 
     def _burst_over(self, now: int) -> None:
@@ -303,7 +328,7 @@ class _Machine:
         self.dispatched += 1
         self.ready_at = now + timing.INSTRUCTION_BEATS + timing.CHECK_CYCLES
         self.at(now + timing.QUEUE_CYCLES, lambda t: self._start(t, queue))
-        self.at(now + 1, self._request)
+        self.at(now + timing.REFILL_CYCLES, self._request)
         self.at(self.ready_at, self._dispatch)
 
     def _start(self, now: int, queue: Queue) -> None:
@@ -315,7 +340,8 @@ class _Machine:
         _, f = self.decoded[index]
         earliest = max(arrived, self.engine_free[queue], self.next_start[queue])
         if now < earliest:
-            self.at(earliest, lambda t: self._start(t, queue))
+            if earliest != _NEVER:
+                self.at(earliest, lambda t: self._start(t, queue))
             return
         if queue == Queue.LOAD and self.jobs_open > timing.LOAD_JOBS_AHEAD:
             return
@@ -331,19 +357,30 @@ class _Machine:
             now, index, f
         )
         self.at(now + 1, self._dispatch)
-        self.at(max(now + 1, self.engine_free[queue]), lambda t: self._start(t, queue))
+        if self.engine_free[queue] != _NEVER:
+            self.at(max(now + 1, self.engine_free[queue]), lambda t: self._start(t, queue))
 
     def _load(self, now: int, index: int, f: dict[str, int]) -> None:
         """Queue the transfers of every row."""
         job = _Job(index, f, f["rows"])
         self.jobs_open += 1
+        self.engine_free[Queue.LOAD] = _NEVER
+        self.at(now + timing.LOAD_ISSUE_CYCLES, lambda t: self._ask_row(t, job, 0))
+
+    def _ask_row(self, now: int, job: _Job, row: int) -> None:
+        """Ask for a row; for the next one, or the next LOAD, once this one was taken."""
+        f = job.fields
+        position = (f["offset_bytes"] + row * f["pitch_bytes"]) // BEAT_BYTES
         beats = -(-f["row_bytes"] // BEAT_BYTES)
-        asked = now + timing.LOAD_ISSUE_CYCLES
-        for row in range(f["rows"]):
-            position = (f["offset_bytes"] + row * f["pitch_bytes"]) // BEAT_BYTES
-            self.transfers[_LOAD].append((asked + row, position, beats, job))
-            self.at(asked + row + timing.READ_REQUEST_CYCLES - 1, self._issue)
-        self.engine_free[Queue.LOAD] = asked + f["rows"]
+
+        def accepted(then: int) -> None:
+            if row + 1 < f["rows"]:
+                self._ask_row(then, job, row + 1)
+            else:
+                self.engine_free[Queue.LOAD] = then
+                self._start(then, Queue.LOAD)
+
+        self._ask(now, _LOAD, _Transfer(position, beats, job, accepted))
 
     def _compute(self, now: int, index: int, f: dict[str, int]) -> None:
         """Parameter rows, then pixels x taps steps, then the pipeline's tail."""

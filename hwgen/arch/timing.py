@@ -48,6 +48,9 @@ INSTRUCTION_BEATS = 8
 INSTRUCTIONS_AHEAD = 8
 """Instructions fetched ahead of their dispatch."""
 
+REFILL_CYCLES = 2
+"""From an instruction's dispatch to the request of the one that takes its place."""
+
 CHECK_CYCLES = 3
 """From an instruction's last beat to its queue: checksum, decode, hand over."""
 
@@ -59,6 +62,9 @@ READ_REQUEST_CYCLES = 2
 
 READ_RESPONSE_CYCLES = 1
 """From a beat on the bus to its client."""
+
+BURST_OVER_CYCLES = 1
+"""From a burst's last beat on the bus to the next burst that may take its place in flight."""
 
 LOAD_ISSUE_CYCLES = 3
 """From a LOAD's acceptance to its first row's request."""
