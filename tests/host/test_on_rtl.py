@@ -15,6 +15,9 @@ from rtl.axi import Response
 from tests.host.rtl_device import RtlDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
 
+# The same is asked of a compiled network in tests/sim, on a simulator a hundred times as fast.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def device() -> RtlDevice:
