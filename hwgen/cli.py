@@ -180,7 +180,7 @@ def _estimate(arguments: argparse.Namespace) -> Report:
     bundle, board = Bundle.load(arguments.bundle), load_board(arguments.board)
     result = estimate(bundle, MemoryTiming(board.read_latency_cycles))
     milliseconds = 1000 * result.cycles / board.accelerator_hz
-    rows = []
+    rows: list[dict[str, Any]] = []
     for record, cycles in zip(bundle.layers, result.layer_cycles, strict=True):
         peak = bundle.config.macs_per_cycle * max(1, cycles)
         rows.append(
@@ -243,6 +243,7 @@ def _run(arguments: argparse.Namespace) -> Report:
                 expected = bundle.dequantize_output(0, want[0])
                 mismatches += int(not np.array_equal(logits, expected))
                 results.append(np.asarray(logits).ravel().tolist())
+                assert accelerator.last_run is not None
                 counters = dict(accelerator.last_run.counters)
     else:
         results = [bundle.dequantize_output(0, want[0]).ravel().tolist() for want in wanted]
