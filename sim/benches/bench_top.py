@@ -41,7 +41,7 @@ class Board:
 
     def __init__(self, dut: Any, bundle: Bundle, stall: float) -> None:
         self.dut, self.bundle = dut, bundle
-        regions = {
+        regions: dict[str | int, int] = {
             "setup": len(bundle.setup),
             "program": len(bundle.program),
             BASE_CONSTANTS: len(bundle.constants),

