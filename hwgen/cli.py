@@ -43,6 +43,7 @@ def write_json(path: Path, report: Report) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=1)
         file.write("\n")
+    os.chmod(temporary, 0o644)
     os.replace(temporary, path)
 
 

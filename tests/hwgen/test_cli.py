@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests room: the `shears` command, verb by verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwgen.arch import Bundle
+from hwgen.cli import main
+
+MODEL = """
+import torch
+from torch import nn
+
+def tiny():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(16, 4))
+
+def softmax():
+    return nn.Sequential(tiny(), nn.Softmax(1))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a model file and calibration images."""
+    (tmp_path / "net.py").write_text(MODEL)
+    images = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "images.npz", images=images)
+    np.save(tmp_path / "images.npy", images)
+    return tmp_path
+
+
+def compile_into(folder: Path, name: str = "tiny", images: str = "images.npz") -> int:
+    """Run `shears compile`."""
+    return main(
+        [
+            *("compile", f"{folder / 'net.py'}:{name}"),
+            *("--calibration", str(folder / images)),
+            *("--out", str(folder / "bundle"), "--json", str(folder / "compile.json")),
+        ]
+    )
+
+
+@pytest.mark.parametrize("images", ["images.npz", "images.npy"])
+def test_compile_estimate_run_disassemble(
+    folder: Path, images: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verbs hand a bundle on to each other, and each writes its JSON."""
+    assert compile_into(folder, images=images) == 0
+    bundle = folder / "bundle"
+    assert json.loads((folder / "compile.json").read_text())["macs"] == Bundle.load(bundle).macs
+    result = folder / "out.json"
+    assert main(["estimate", str(bundle), "--json", str(result)]) == 0
+    estimated = json.loads(result.read_text())
+    assert estimated["cycles"] > sum(layer["cycles"] for layer in estimated["layers"]) > 0
+    arguments = ["run", str(bundle), "--on", "interpreter", "--count", "2", "--json", str(result)]
+    assert main(arguments) == 0
+    assert np.shape(json.loads(result.read_text())["logits"]) == (2, 4)
+    assert main(["disassemble", str(bundle)]) == 0
+    assert "COMPUTE" in capsys.readouterr().out
+
+
+def test_unsupported_network_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unsupported layer is named on stderr, and no bundle appears."""
+    assert compile_into(folder, "softmax") == 1
+    assert "softmax" in capsys.readouterr().err
+    assert not (folder / "bundle").exists()
+    assert not (folder / "compile.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["compile", "net", "--calibration", "x.npy", "--out", "b"], "x.npy"),
+        (["estimate", "nowhere"], "has no manifest.json"),
+        (["emit", "--board", "pynq-z9"], "board must be one of"),
+    ],
+)
+def test_errors_are_clear(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong argument ends with status 1 and one line that says what was given."""
+    assert main(arguments) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_model_that_does_not_exist(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing name lists what the file has."""
+    assert compile_into(folder, "huge") == 1
+    assert "has no 'huge'" in capsys.readouterr().err
+
+
+def test_boards_and_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Boards are listed; the reference pages are written where asked."""
+    assert main(["boards", "--json", str(tmp_path / "boards.json")]) == 0
+    boards = json.loads((tmp_path / "boards.json").read_text())["boards"]
+    assert "pynq-z2" in [board["key"] for board in boards]
+    assert main(["docs", "--out", str(tmp_path / "docs")]) == 0
+    assert sorted(p.name for p in (tmp_path / "docs").iterdir()) == ["isa.md", "registers.md"]
+    assert "pynq-z2" in capsys.readouterr().out
