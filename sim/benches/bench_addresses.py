@@ -127,7 +127,7 @@ def output_step(rng: random.Random) -> tuple[dict[str, int], dict[str, int]]:
 
 
 async def outputs(dut: Any) -> None:
-    """tp words for each group, then silence; past the end until the first refusal of a group."""
+    """Give tp words a group, then silence; past the end until the first refusal of a group."""
     rng = random.Random(SEED)
     layout = OutputAddresses(CONFIG).word.shape()
     copied = [name for name, _ in layout if name in isa.COMPUTE.by_name]

@@ -21,7 +21,7 @@ COUNT = PARAMETERS.get("count", 0)
 @cocotb.test()
 @cocotb.parametrize(busy=[0.3, 1.0])
 async def traffic(dut: Any, busy: float) -> None:
-    """Reads and writes at once: a read sees what was written before it, in LATENCY cycles.
+    """Read and write at once: a read sees what was written before it, in LATENCY cycles.
 
     A row is `slots` words; a word is written, a row is read.
     """
