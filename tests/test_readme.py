@@ -99,7 +99,7 @@ def test_troubleshooting_names_every_error() -> None:
     """Each exception that a user can meet has its row; `internal` ones are caught or bases."""
     internal = {"Refusal", "PrecisionError", "DecodeError", "RunStopped"}
     found = set()
-    for room in ("hwgen", "host", "sim"):
+    for room in ("hwgen", "host", "rtl", "sim"):
         for path in (ROOT / room).rglob("*.py"):
             if "benches" not in path.parts:
                 text = path.read_text(encoding="utf-8")
