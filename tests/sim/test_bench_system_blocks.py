@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests room: cocotb benches of the blocks between the bus and the engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwgen.arch import AcceleratorConfig
+from rtl.load import LoadIssuer
+from rtl.unpacker import Unpacker
+from sim.runner import available_simulators, run_bench
+
+SIMULATOR = pytest.mark.parametrize(
+    "simulator",
+    [
+        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
+        for s in available_simulators()
+    ],
+)
+TI = pytest.mark.parametrize(
+    "ti", [8, pytest.param(16, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.slow)]
+)
+
+
+@SIMULATOR
+@TI
+def test_unpacker(simulator: str, ti: int, tmp_path: Path) -> None:
+    """Rows of any shape, every word in its cycle."""
+    config = AcceleratorConfig(tn=8, ti=ti)
+    parameters = {"config": config.to_dict(), "seed": 31, "count": 25}
+    run_bench(Unpacker(config), "sim.benches.bench_unpacker", simulator, tmp_path, parameters)
+
+
+@SIMULATOR
+@TI
+def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
+    """Rows and jobs of random loads, every refusal."""
+    config = AcceleratorConfig(tn=8, ti=ti)
+    parameters = {"config": config.to_dict(), "seed": 32, "count": 25}
+    run_bench(LoadIssuer(config), "sim.benches.bench_load_issuer", simulator, tmp_path, parameters)
