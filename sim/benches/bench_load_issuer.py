@@ -197,7 +197,7 @@ async def refusals(dut: Any, name: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(past=[-8, 0, 8, 1 << 20], row=[0, 2])
 async def end_of_memory(dut: Any, past: int, row: int) -> None:
-    """A row may end with the address space; a beat further is refused when it is reached."""
+    """Let a row end with the address space; refuse a beat further when it is reached."""
     rng = random.Random(f"{SEED} {past} {row}")
     bench = Bench(dut, rng, 0.3, 0.3)
     f = good(rng) | {"rows": row + 1, "row_bytes": 41, "pitch_bytes": 1 << 21, "base": 5}
