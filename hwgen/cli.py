@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         report = arguments.verb(arguments)
-    except (ValueError, OSError, RuntimeError) as error:
+    except ImportError as error:
+        print(f"shears {arguments.name}: {error}; try pip install 'shears[all]'", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"shears {arguments.name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     if arguments.json:

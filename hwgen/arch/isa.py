@@ -7,7 +7,7 @@ each to its queue; LOAD, COMPUTE and STORE run ahead of each other and meet by t
 counter for each ordered pair of queues. An instruction starts when every counter it waits for is
 above zero, takes one from each, and on completion adds one to each counter it signals.
 
-`docs/isa.md` is generated from this file by ``shears docs isa``.
+`docs/isa.md` is generated from this file by ``shears docs``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hwgen.frontend.errors import Refusal, Unsupported, UnsupportedOperation
 from hwgen.ir import (
     MAX_SPAN,
+    MAX_STRIDE,
     Add,
     AvgPool,
     BatchNorm,
@@ -103,7 +104,7 @@ class Builder:
         groups: int,
     ) -> str:
         """Add a convolution; weight (O, I / groups, kh, kw)."""
-        _check_window(weight.shape[2:], stride, padding, dilation)
+        _check_window(self.shape(x), weight.shape[2:], stride, padding, dilation)
         if bias is None:
             bias = np.zeros(len(weight), np.float32)
         return self._add(
@@ -176,7 +177,7 @@ class Builder:
         """Add a max pool; `ceil_mode` becomes padding below and to the right."""
         if ceil_mode:
             padding = _ceil_padding(self.shape(x), kernel, stride, padding, dilation)
-        _check_window(kernel, stride, padding, dilation)
+        _check_window(self.shape(x), kernel, stride, padding, dilation)
         for axis in (0, 1):
             size, pad = self.shape(x)[axis + 1], padding[axis]
             last = size + sum(pad) - (kernel[axis] - 1) * dilation[axis]
@@ -219,7 +220,7 @@ class Builder:
                 "ceil_mode makes windows at the border divide by fewer pixels than others",
                 "use ceil_mode=False, or an input size that the stride divides",
             )
-        _check_window(kernel, stride, padding, (1, 1))
+        _check_window(self.shape(x), kernel, stride, padding, (1, 1))
         divisor = kernel[0] * kernel[1] if divisor is None else int(divisor)
         if divisor < 1:
             raise Refusal(f"its divisor is {divisor}", "use a positive divisor_override")
@@ -295,6 +296,13 @@ class Builder:
     ) -> None:
         """Refuse a flatten of a map that meets anything but clamps, then a Linear."""
         shape = self.shape(node.inputs[0])
+        if max(shape[1:]) > MAX_SPAN:
+            refusal = Refusal(
+                f"it flattens a map {shape}, more than {MAX_SPAN} positions high or wide",
+                "pool the map to fewer positions first",
+            )
+            self.refuse(node.op, node.source, refusal)
+            return
         pending = [node]
         while pending:
             current = pending.pop()
@@ -315,7 +323,9 @@ class Builder:
                 return
 
 
-def _check_window(kernel: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair) -> None:
+def _check_window(
+    shape: Shape, kernel: tuple[int, ...], stride: Pair, padding: Padding, dilation: Pair
+) -> None:
     for axis in (0, 1):
         span = (kernel[axis] - 1) * dilation[axis] + 1
         if span > MAX_SPAN:
@@ -327,6 +337,12 @@ def _check_window(kernel: tuple[int, ...], stride: Pair, padding: Padding, dilat
             raise Refusal("kernel, stride and dilation must be 1 or more", "use positive ones")
         if min(padding[axis]) < 0:
             raise Refusal("its padding is negative", "crop the frames before the network")
+        several = shape[axis + 1] + sum(padding[axis]) - span >= stride[axis]
+        if stride[axis] > MAX_STRIDE and several:
+            raise Refusal(
+                f"its stride {stride[axis]} is more than the {MAX_STRIDE} of the machine",
+                "use a smaller stride, or resize the frames before the network",
+            )
 
 
 def _ceil_padding(

@@ -13,6 +13,7 @@ from hwgen.ir.evaluate import (
 from hwgen.ir.graph import Graph
 from hwgen.ir.nodes import (
     MAX_SPAN,
+    MAX_STRIDE,
     Add,
     AvgPool,
     BatchNorm,
@@ -38,6 +39,7 @@ from hwgen.ir.verify import verify
 
 __all__ = [
     "MAX_SPAN",
+    "MAX_STRIDE",
     "Add",
     "AvgPool",
     "BatchNorm",

@@ -19,6 +19,8 @@ from hwgen.ir.types import IRError, Padding, Pair, Shape, Source, TensorType
 NO_PADDING: Padding = ((0, 0), (0, 0))
 MAX_SPAN = 64
 """Largest (kernel - 1) * dilation + 1 along an axis that the machine addresses."""
+MAX_STRIDE = 15
+"""Largest stride along an axis with more than one output position."""
 
 
 def window_shape(

@@ -231,6 +231,7 @@ def test_refused_layers() -> None:
     for layer, text in (
         (nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), "padding_mode 'reflect'"),
         (nn.Conv2d(3, 3, 3, padding=40, dilation=40), "spans 81 positions, more than the 64"),
+        (nn.Conv2d(3, 3, 1, stride=16), "stride 16 is more than the 15"),
         (nn.Linear(8, 2), "runs along the last axis of (1, 3, 8, 8)"),
         (nn.BatchNorm2d(3, track_running_stats=False), "statistics of the batch"),
         (nn.LeakyReLU(), "two slopes"),
@@ -239,9 +240,18 @@ def test_refused_layers() -> None:
         (nn.ConvTranspose2d(3, 3, 2), "aten.conv_transpose2d in 0"),
     ):
         with pytest.raises(UnsupportedOperation) as caught:
-            from_torch(nn.Sequential(layer), torch.randn(1, 3, 8, 8))
+            side = 32 if isinstance(layer, nn.Conv2d) and layer.stride == (16, 16) else 8
+            from_torch(nn.Sequential(layer), torch.randn(1, 3, side, side))
         assert text in str(caught.value)
         assert len(caught.value.items) == 1
+
+
+def test_linear_over_a_large_map_is_refused() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 65 * 65, 2))
+    with pytest.raises(UnsupportedOperation, match="more than 64 positions high or wide"):
+        from_torch(flat, torch.randn(1, 3, 65, 65))
+    pooled = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(192, 2))
+    assert from_torch(pooled, torch.randn(1, 3, 64, 64)).outputs
 
 
 def test_every_refusal_is_listed_with_its_place() -> None:
