@@ -35,8 +35,9 @@ class Control(wiring.Component):
 
     - A start is taken when idle with a drained bus; the cycle after is the first of RUN. `halt`
       is low in RUN alone and holds the engines in reset; `drain` is its equal for the bus.
-    - END waits for instructions fetched beyond END to be drained; then DONE and its event.
-    - The first error of RUN is kept. STOP waits for the bus to drain (at most WATCHDOG cycles
+    - END waits for instructions fetched beyond END to be drained; then DONE and its event. A bus
+      that never delivers them is NO_PROGRESS of the dispatcher, at the instruction behind END.
+    - The first error is kept. STOP waits for the bus to drain (at most WATCHDOG cycles
       without a beat, for a bus that never answers); then ERROR and its event.
     - A soft reset goes to RESET until the bus is drained, and forgets flags, error and counters.
       IRQ_STATUS keeps its events.
@@ -99,7 +100,7 @@ class Control(wiring.Component):
                 ]
 
         done, error = Signal(), Signal()
-        clear = Signal()
+        clear, keep = Signal(), Signal()
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(self.start & self.bus_idle):
@@ -109,12 +110,8 @@ class Control(wiring.Component):
                 self._obey_soft_reset(m)
             with m.State("RUN"):
                 with m.If(failed):
-                    m.d.sync += [
-                        self.error.code.eq(code),
-                        self.error.queue.eq(queue),
-                        self.error_instruction.eq(index),
-                        self.halt.eq(1),
-                    ]
+                    m.d.comb += keep.eq(1)
+                    m.d.sync += self.halt.eq(1)
                     m.next = "STOP"
                 with m.Elif(self.finished):
                     m.d.sync += self.halt.eq(1)
@@ -125,6 +122,14 @@ class Control(wiring.Component):
                     m.d.comb += self.irq_status_set.done.eq(1)
                     m.d.sync += done.eq(1)
                     m.next = "IDLE"
+                with m.Elif(expired):
+                    m.d.comb += [
+                        keep.eq(1),
+                        code.eq(ErrorCode.NO_PROGRESS),
+                        queue.eq(_DISPATCHER),
+                        index.eq(self.instructions),
+                    ]
+                    m.next = "STOP"
                 self._obey_soft_reset(m)
             with m.State("STOP"):
                 with m.If(self.bus_idle | expired):
@@ -136,6 +141,12 @@ class Control(wiring.Component):
                 m.d.comb += clear.eq(1)
                 with m.If(self.bus_idle):
                     m.next = "IDLE"
+        with m.If(keep):
+            m.d.sync += [
+                self.error.code.eq(code),
+                self.error.queue.eq(queue),
+                self.error_instruction.eq(index),
+            ]
         with m.If(clear):
             m.d.sync += [
                 done.eq(0),

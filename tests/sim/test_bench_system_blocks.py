@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hwgen.arch import AcceleratorConfig
+from rtl.control import Control
 from rtl.load import LoadIssuer
 from rtl.unpacker import Unpacker
 from sim.runner import available_simulators, run_bench
@@ -40,3 +41,10 @@ def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
     config = AcceleratorConfig(tn=8, ti=ti)
     parameters = {"config": config.to_dict(), "seed": 32, "count": 25}
     run_bench(LoadIssuer(config), "sim.benches.bench_load_issuer", simulator, tmp_path, parameters)
+
+
+@SIMULATOR
+def test_control(simulator: str, tmp_path: Path) -> None:
+    """Every output in every cycle of random lives."""
+    parameters = {"seed": 33, "count": 2500}
+    run_bench(Control(), "sim.benches.bench_control", simulator, tmp_path, parameters)
