@@ -29,7 +29,7 @@ class Model:
         self.watchdog = watchdog
         self.state = "IDLE"
         self.done = self.error = False
-        self.report = (ErrorCode.NONE, 0, 0)
+        self.report: tuple[int, int, int] = (ErrorCode.NONE, 0, 0)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.quiet = 0  # cycles without progress before this one
         self.events = (False, False)
@@ -39,7 +39,9 @@ class Model:
         """STATUS.running."""
         return self.state in ("RUN", "END", "STOP")
 
-    def cycle(self, inputs: dict[str, int], errors: dict[int, tuple[int, int]], oldest: Any) -> None:
+    def cycle(
+        self, inputs: dict[str, int], errors: dict[int, tuple[int, int]], oldest: Any
+    ) -> None:
         """Advance by a cycle with these inputs; `errors` maps a queue to (code, index)."""
         # The comparison is a cycle late.
         expired = self.watchdog > 0 and self.quiet > self.watchdog
@@ -132,8 +134,8 @@ class Bench:
         assert int(dut.halt.value) == (model.state != "RUN"), model.state
         done, stopped = model.irq(inputs)
         assert int(dut.irq_status_set.value) == done | stopped << 1, model.state
-        code, queue, index = model.report
-        assert int(dut.error.value) == code | queue << 8
+        code, number, index = model.report
+        assert int(dut.error.value) == code | number << 8
         assert int(dut.error_instruction.value) == index
         for name, value in model.counters.items():
             assert int(getattr(dut, name.lower()).value) == value, name
@@ -195,7 +197,7 @@ async def watchdogs(dut: Any, watchdog: int) -> None:
 
 @cocotb.test()
 async def dead_bus_behind_end(dut: Any) -> None:
-    """A bus that dies with instructions fetched beyond END ends the run with NO_PROGRESS."""
+    """End the run with NO_PROGRESS when the bus dies with instructions fetched beyond END."""
     bench = Bench(dut, random.Random(SEED), 30)
     await bench.start()
     await bench.cycle({}, start=1, bus_idle=1)

@@ -68,8 +68,9 @@ class Bench:
         await reset(dut, address=self.address, length=self.length)
         self.cycle = 1  # cycle 0, the first out of reset, is over
         for _ in range(cycles):
-            for end in (self.requests, self.data, *self.queues.values()):
-                end.drive()
+            self.data.drive()
+            for sink in (self.requests, *self.queues.values()):
+                sink.drive()
             await ReadOnly()
             request = self.requests.sample()
             if request is not None:
@@ -175,7 +176,7 @@ async def refusals(dut: Any, name: str, at: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(ends=[True, False])
 async def end_of_memory(dut: Any, ends: bool) -> None:
-    """A program may end with the address space; one that goes on is refused there."""
+    """Let a program end with the address space; refuse one that goes on."""
     rng = random.Random(SEED)
     program, handed = program_of(rng, 3)
     program += END if ends else random_instruction(rng)[0]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from hwgen.arch import AcceleratorConfig
+from hwgen.arch.isa import Queue
 from rtl.control import Control
+from rtl.dispatch import Dispatch, Fetch
 from rtl.load import LoadIssuer
 from rtl.unpacker import Unpacker
 from sim.runner import available_simulators, run_bench
@@ -48,3 +50,22 @@ def test_control(simulator: str, tmp_path: Path) -> None:
     """Every output in every cycle of random lives."""
     parameters = {"seed": 33, "count": 2500}
     run_bench(Control(), "sim.benches.bench_control", simulator, tmp_path, parameters)
+
+
+@SIMULATOR
+def test_fetch(simulator: str, tmp_path: Path) -> None:
+    """Random programs, every refusal, the cycles of each instruction."""
+    config = AcceleratorConfig(tn=8, ti=8)
+    parameters = {"seed": 34, "count": 20}
+    run_bench(Fetch(config), "sim.benches.bench_fetch", simulator, tmp_path, parameters)
+
+
+@SIMULATOR
+@pytest.mark.parametrize("depth", [4, pytest.param(2, marks=pytest.mark.slow)])
+def test_tokens(simulator: str, depth: int, tmp_path: Path) -> None:
+    """Random programs of waits and signals; one overflow, or that of every counter."""
+    config = AcceleratorConfig(tn=8, ti=8, queue_depth=depth)
+    pairs = [(giver, taker) for giver in Queue for taker in Queue]
+    overflows = pairs if simulator == "verilator" else pairs[1:2]
+    parameters = {"config": config.to_dict(), "seed": 35, "count": 40, "overflows": overflows}
+    run_bench(Dispatch(config), "sim.benches.bench_tokens", simulator, tmp_path, parameters)
