@@ -65,6 +65,13 @@ class Bench:
         self.dut, self.rng, self.slow, self.program = dut, rng, slow, program
         self.data = Source(dut, "data", rng, stall)
         self.sinks = {q: Sink(dut, NAMES[q], rng, stall) for q in Queue}
+        self.completes = {
+            q: [
+                getattr(dut, f"{NAMES[q]}_complete__{name}")
+                for name in ("valid", *(f"signal_{NAMES[s]}" for s in Queue))
+            ]
+            for q in Queue
+        }
         self.held = {q: False for q in Queue}  # this engine completes nothing
         self.tokens = {(a, b): 0 for a in Queue for b in Queue}
         self.queued: dict[Queue, deque[int]] = {q: deque() for q in Queue}
@@ -80,6 +87,7 @@ class Bench:
     async def start(self) -> None:
         """Reset."""
         quiet = {f"{NAMES[q]}_complete__valid": 0 for q in Queue}
+        quiet |= {f"{NAMES[q]}_complete__signal_{NAMES[s]}": 1 for q in Queue for s in Queue}
         length = len(self.program) + 1
         await reset(self.dut, address=0, length=length, request__ready=1, **quiet)
 
@@ -107,15 +115,13 @@ class Bench:
         dut, rng = self.dut, self.rng
         completes = {}
         for q in Queue:
-            ends = self.running[q] and not self.held[q] and rng.random() >= self.slow
-            signals = {s for s in Queue if rng.getrandbits(1)}  # noise, unless it completes
+            ends = bool(self.running[q]) and not self.held[q] and rng.random() >= self.slow
+            valid, *signals = self.completes[q]
             if ends:
                 completes[q] = self.running[q][0]
-                signals = self.program[completes[q]][2]
-            getattr(dut, f"{NAMES[q]}_complete__valid").value = int(bool(ends))
-            for s in Queue:
-                port = getattr(dut, f"{NAMES[q]}_complete__signal_{NAMES[s]}")
-                port.value = int(s in signals)
+                for s, port in zip(Queue, signals, strict=True):
+                    port.value = int(s in self.program[completes[q]][2])
+            valid.value = int(ends)  # the signals are left as they are: noise, without it
         self.data.drive()
         for sink in self.sinks.values():
             sink.drive()
