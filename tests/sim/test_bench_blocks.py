@@ -15,19 +15,13 @@ from rtl.sequencer import Sequencer
 from rtl.streams import StreamFifo
 from rtl.synapse_buffer import SynapseBuffer
 from rtl.tap_buffer import TapBuffer
-from sim.runner import available_simulators, run_bench
+from sim.runner import run_bench
+from tests.support.simulators import each_simulator
 
 SHAPES = (
     ("4x8x2", {"tn": 4, "ti": 8, "tp": 2}),
     ("8x8", {"tn": 8, "ti": 8}),
     ("4x16x4", {"tn": 4, "ti": 16, "tp": 4}),
-)
-SIMULATOR = pytest.mark.parametrize(
-    "simulator",
-    [
-        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
-        for s in available_simulators()
-    ],
 )
 SHAPE = pytest.mark.parametrize(
     "shape",
@@ -40,7 +34,7 @@ def small(shape: dict[str, int]) -> AcceleratorConfig:
     return AcceleratorConfig(**shape, scratchpad_bank_words=64, synapse_rows=64, tap_entries=32)
 
 
-@SIMULATOR
+@each_simulator
 @pytest.mark.parametrize("block", ["synapse", "tap"])
 def test_buffers(simulator: str, block: str, tmp_path: Path) -> None:
     """Reads and writes of every row, many of them of the same row at once."""
@@ -59,7 +53,7 @@ def test_buffers(simulator: str, block: str, tmp_path: Path) -> None:
     run_bench(component, "sim.benches.bench_buffers", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 @pytest.mark.parametrize("depth", [5, pytest.param(2, marks=pytest.mark.slow)])
 def test_stream_fifo(simulator: str, depth: int, tmp_path: Path) -> None:
     """Stalls at either end and at both."""
@@ -68,7 +62,7 @@ def test_stream_fifo(simulator: str, depth: int, tmp_path: Path) -> None:
     run_bench(component, "sim.benches.bench_stream_fifo", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 @SHAPE
 def test_accumulators(simulator: str, shape: dict[str, int], tmp_path: Path) -> None:
     """Accumulation and hand-over, a step a cycle."""
@@ -79,7 +73,7 @@ def test_accumulators(simulator: str, shape: dict[str, int], tmp_path: Path) -> 
     )
 
 
-@SIMULATOR
+@each_simulator
 @SHAPE
 @pytest.mark.parametrize("block", ["input", "output"])
 def test_addresses(simulator: str, block: str, shape: dict[str, int], tmp_path: Path) -> None:
@@ -90,7 +84,7 @@ def test_addresses(simulator: str, block: str, shape: dict[str, int], tmp_path: 
     run_bench(component, "sim.benches.bench_addresses", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 @SHAPE
 def test_sequencer(simulator: str, shape: dict[str, int], tmp_path: Path) -> None:
     """Every issue of random instructions, every refusal, to the cycle."""

@@ -13,21 +13,15 @@ from rtl.control import Control
 from rtl.dispatch import Dispatch, Fetch
 from rtl.load import LoadIssuer
 from rtl.unpacker import Unpacker
-from sim.runner import available_simulators, run_bench
+from sim.runner import run_bench
+from tests.support.simulators import each_simulator
 
-SIMULATOR = pytest.mark.parametrize(
-    "simulator",
-    [
-        pytest.param(s, marks=pytest.mark.slow if s == "verilator" else ())
-        for s in available_simulators()
-    ],
-)
 TI = pytest.mark.parametrize(
     "ti", [8, pytest.param(16, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.slow)]
 )
 
 
-@SIMULATOR
+@each_simulator
 @TI
 def test_unpacker(simulator: str, ti: int, tmp_path: Path) -> None:
     """Rows of any shape, every word in its cycle."""
@@ -36,7 +30,7 @@ def test_unpacker(simulator: str, ti: int, tmp_path: Path) -> None:
     run_bench(Unpacker(config), "sim.benches.bench_unpacker", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 @TI
 def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
     """Rows and jobs of random loads, every refusal."""
@@ -45,14 +39,14 @@ def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
     run_bench(LoadIssuer(config), "sim.benches.bench_load_issuer", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 def test_control(simulator: str, tmp_path: Path) -> None:
     """Every output in every cycle of random lives."""
     parameters = {"seed": 33, "count": 2500}
     run_bench(Control(), "sim.benches.bench_control", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 def test_fetch(simulator: str, tmp_path: Path) -> None:
     """Random programs, every refusal, the cycles of each instruction."""
     config = AcceleratorConfig(tn=8, ti=8)
@@ -60,7 +54,7 @@ def test_fetch(simulator: str, tmp_path: Path) -> None:
     run_bench(Fetch(config), "sim.benches.bench_fetch", simulator, tmp_path, parameters)
 
 
-@SIMULATOR
+@each_simulator
 @pytest.mark.parametrize("depth", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_tokens(simulator: str, depth: int, tmp_path: Path) -> None:
     """Random programs of waits and signals; one overflow, or that of every counter."""
