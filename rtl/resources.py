@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.files import write_json
 from rtl.emit import TOP_NAME, emit_verilog
 
 FAMILIES = ("xc7",)
@@ -39,6 +40,7 @@ FAMILIES = ("xc7",)
 SYNTHESIS_WAIVERS = {
     r"keyword `bit' .*abc9_map\.v": "a name in Yosys' own library, not in the emitted file",
     "^The network is combinational": "ABC9 is given the logic between registers, without them",
+    r"unmapped internal cell of type \$scopeinfo": "the name of a flattened module, not logic",
 }
 
 # What one cell takes: DSP slices, halves of a block RAM, LUTs, of these LUTs as memory, flip-flops,
@@ -157,10 +159,7 @@ def estimate_resources(
         waived=tuple(p for p in SYNTHESIS_WAIVERS if any(re.search(p, text) for text in found)),
     )
     if cached is not None:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_name(f".{cached.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(result.to_dict()), encoding="utf-8")
-        os.replace(temporary, cached)
+        write_json(cached, result.to_dict())
     return result
 
 
