@@ -26,7 +26,7 @@ from host.errors import (
 )
 from hwgen.arch import isa
 from hwgen.arch.bundle import Placement
-from hwgen.arch.config import ISA_VERSION
+from hwgen.arch.isa import ISA_VERSION
 from hwgen.arch.registers import (
     ADDRESS_SPACE_BYTES,
     BASE_COUNT,

@@ -29,6 +29,7 @@ from torch import nn
 
 from hwgen import datasets, models
 from hwgen.arch import crop as crop_rule
+from hwgen.arch.files import replacing
 from hwgen.compress import (
     budget,
     cost,
@@ -225,10 +226,8 @@ class _Run:
                 part = getattr(splits, name)
                 arrays |= {f"{name}_images": part.images, f"{name}_labels": part.labels}
                 arrays[f"{name}_boxes"] = part.boxes
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{os.getpid()}.npz")
-            np.savez(temporary, **arrays)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                np.savez(temporary, **arrays)
         return Splits(**{name: load_npz(path, name) for name in names})
 
     @contextmanager

@@ -8,7 +8,7 @@ import enum
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch.config import BEAT_BYTES
+from hwgen.arch.isa import BEAT_BYTES
 from hwgen.arch.registers import ADDRESS_SPACE_BYTES
 
 ADDRESS_BITS = 32

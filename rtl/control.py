@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch.config import BEAT_BYTES
+from hwgen.arch.isa import BEAT_BYTES
 from hwgen.arch.registers import BY_NAME, COUNTERS, QUEUE_NAMES, ErrorCode
 from rtl.layouts import INDEX_BITS, error_report, struct_of
 

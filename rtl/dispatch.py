@@ -10,8 +10,8 @@ from amaranth.lib import crc, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hwgen.arch import isa
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import Opcode, Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, Opcode, Queue
 from hwgen.arch.registers import ErrorCode
 from rtl.axi import ADDRESS_BITS
 from rtl.layouts import INDEX_BITS, completion, error_report, indexed, struct_of

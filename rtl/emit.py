@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from hwgen.arch.config import ISA_VERSION, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.files import replacing
+from hwgen.arch.isa import ISA_VERSION
 from rtl.top import Accelerator
 
 TOP_NAME = "shears"
@@ -96,11 +97,6 @@ def emit_verilog(config: AcceleratorConfig) -> str:
 def write_verilog(config: AcceleratorConfig, path: Path | str) -> Path:
     """Write `emit_verilog`'s text to `path`, whole or not at all, and return the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(emit_verilog(config))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -10,8 +10,8 @@ from amaranth.lib import crc, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hwgen.arch import isa
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import LoadTarget, Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Queue
 from hwgen.arch.registers import BASE_COUNT, ErrorCode
 from rtl.axi import ADDRESS_BITS, BEAT_BYTES_LOG2, DATA_BITS
 from rtl.dispatch import PAYLOADS

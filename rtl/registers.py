@@ -9,7 +9,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch.config import ISA_VERSION, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import ISA_VERSION
 from hwgen.arch.registers import REGISTERS, Access, Register
 from rtl.axi import LITE_ADDRESS_BITS, LiteSignature, Response
 from rtl.layouts import struct_of

@@ -9,8 +9,8 @@ from amaranth.hdl import Array, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, Queue
 from hwgen.arch.registers import BASE_COUNT, ErrorCode
 from rtl.axi import ADDRESS_BITS, BEAT_BYTES_LOG2, DATA_BITS
 from rtl.dispatch import PAYLOADS

@@ -10,8 +10,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hwgen.arch import isa
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, Queue
 from hwgen.arch.registers import ErrorCode
 from rtl.axi import BEAT_BYTES_LOG2, DATA_BITS
 from rtl.layouts import INDEX_BITS

@@ -9,7 +9,8 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES
 from rtl.axi import BEAT_BYTES_LOG2, DATA_BITS, Response, WriteSignature
 from rtl.streams import TRANSFER, StreamFifo
 

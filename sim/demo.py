@@ -28,9 +28,9 @@ import host
 from host.cropped import ordered_box
 from hwgen.arch import Bundle, GoldenRun, estimate
 from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.files import write_json
 from hwgen.backends import program
 from hwgen.boards import Board, load_board
-from hwgen.cli import write_json
 from hwgen.compress import crop_all, normalise, predict_boxes, resize_all
 from hwgen.demo_training import DemoModels, progress_bars, train_demo
 from hwgen.ir import evaluate_integer, run_quantized

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+
+from hwgen.arch.files import replacing
 
 _STAGES = (("full_frame", "full frame"), ("cropped", "cropped"), ("compressed", "cropped + cut"))
 _INK, _ACCENT, _MUTED, _GOOD, _BAD = "#1f2933", "#d9480f", "#adb5bd", "#2b8a3e", "#c92a2a"
@@ -166,12 +166,9 @@ def _bars_figure(report: dict[str, Any]) -> Figure:
 
 def _save(figure: Figure, path: Path) -> Path:
     """Write a PNG whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".png")
-    os.close(handle)
-    figure.savefig(temporary, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
     return path
 
 
@@ -239,7 +236,6 @@ def write_page(folder: Path, report: dict[str, Any], pictures: list[Path]) -> Pa
         ),
     )
     path = folder / "report.html"
-    temporary = folder / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path

@@ -7,8 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 
-ISA_VERSION = 1
-BEAT_BYTES = 8
+from hwgen.arch.isa import CHANNEL_PARAMETERS, ISA_VERSION
 
 
 def _bits_for(count: int) -> int:
@@ -128,8 +127,6 @@ class AcceleratorConfig:
     @property
     def parameter_rows(self) -> int:
         """SB rows in front of a group's weights that hold its channel parameters."""
-        from hwgen.arch.isa import CHANNEL_PARAMETERS
-
         return -(-CHANNEL_PARAMETERS.bits // (8 * self.ti))
 
     @property

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from hwgen.arch import isa, timing
 from hwgen.arch.bundle import Bundle
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import LoadTarget, Opcode, Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Opcode, Queue
 
 _FETCH, _LOAD = 0, 1
 _NEVER = 1 << 62

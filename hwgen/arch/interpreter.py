@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hwgen.arch import isa, numerics
 from hwgen.arch.bundle import BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH, Bundle
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import LoadTarget, Mode, Opcode, Queue
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Mode, Opcode, Queue
 from hwgen.arch.registers import BASE_COUNT, ERROR_HINTS, ErrorCode
 
 TOKEN_MAX = 255

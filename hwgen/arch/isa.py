@@ -15,10 +15,11 @@ from __future__ import annotations
 import enum
 import zlib
 
-from hwgen.arch.config import BEAT_BYTES
 from hwgen.arch.fields import Field, Layout
 from hwgen.arch.numerics import BIAS_BITS, MULTIPLIER_BITS, RESIDUAL_MULTIPLIER_BITS, SHIFT_BITS
 
+ISA_VERSION = 1
+BEAT_BYTES = 8
 INSTRUCTION_BYTES = 64
 CRC_BYTES = 4
 _BODY_BITS = 8 * (INSTRUCTION_BYTES - CRC_BYTES)

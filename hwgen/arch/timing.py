@@ -7,7 +7,8 @@ A test holds them against the latencies of `rtl`'s own blocks. `passes/schedule.
 
 from __future__ import annotations
 
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES
 
 MEMORY_READ_CYCLES = 2
 MULTIPLY_CYCLES = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from hwgen.arch.files import replacing
 
 MEAN = 0.5
 STD = 0.25
@@ -251,11 +252,8 @@ def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
     """``torch.save`` so that the file is either the old one or all of the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def batches(images: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:

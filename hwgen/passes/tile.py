@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwgen.arch import isa
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
-from hwgen.arch.isa import Mode
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES, Mode
 from hwgen.ir.graph import Graph
 from hwgen.ir.machine import Group, InputLoad, MachineGraph, MachineLayer, Tap, TensorLayout
 from hwgen.ir.nodes import Node

@@ -10,7 +10,8 @@ import cocotb
 from cocotb.triggers import ReadOnly, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
-from hwgen.arch.config import ISA_VERSION, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import ISA_VERSION
 from hwgen.arch.registers import ADDRESS_SPACE_BYTES, BY_NAME, REGISTERS, Access
 from sim.benches.memory import pauses, reset
 from sim.runner import bench_parameters

@@ -226,30 +226,8 @@ async def waits_for_ever(dut: Any) -> None:
             program = [*first, (q, {giver}, set[Queue]()), *first]
             bench = Bench(dut, rng, program, 0.0, 0.3)
             await bench.start()
-            for _ in range(150):
+            for _ in range(110):
                 await bench.cycle()
             assert bench.completed == 5 and bench.oldest == (q, 3)
             starved = {g for g, cycles in bench.waited.items() if cycles}
             assert starved == ({giver} if q == Queue.COMPUTE and giver != q else set())
-
-
-@cocotb.test()
-async def overflow(dut: Any) -> None:
-    """Keep a full counter full when it is given to and taken from at once; refuse one more."""
-    rng = random.Random(SEED)
-    most = (1 << TOKEN_BITS) - 1
-    for pair in PARAMETERS["overflows"]:
-        giver, taker = map(Queue, pair)
-        give: Instruction = (giver, set(), {taker})
-        program = [*[give] * (most + 1), (taker, {giver}, set[Queue]()), give]
-        bench = Bench(dut, rng, program, 0.0, 0.0)
-        await bench.start()
-        for _ in range(12 * len(program) + 60):
-            # The token too many waits for the cycle in which the taker starts.
-            bench.held[giver] = bench.completed == most and not (
-                bench.queued[taker] and bench.queued[taker][0] == most + 1
-            )
-            await bench.cycle()
-            if bench.overflow:
-                break
-        assert bench.overflow == (ErrorCode.TOKEN_OVERFLOW, giver, most + 2)

@@ -25,8 +25,8 @@ from hwgen.arch.bundle import (
     BASE_SCRATCH,
     Bundle,
 )
-from hwgen.arch.config import ISA_VERSION
 from hwgen.arch.interpreter import GoldenRun
+from hwgen.arch.isa import ISA_VERSION
 from hwgen.arch.registers import BY_NAME, COUNTERS, ID_VALUE, ErrorCode
 from sim.benches.memory import FaultyMemory, reset
 from sim.runner import bench_parameters

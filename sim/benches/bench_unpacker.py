@@ -9,7 +9,8 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES
 from rtl.unpacker import Unpacker, row_job
 from sim.benches.memory import reset
 from sim.benches.signals import Sink, Source, pack, unpack

@@ -15,8 +15,9 @@ import numpy as np
 from pynq.buffer import PynqBuffer
 from pynq.pl_server.device import Device
 
-from hwgen.arch.config import ISA_VERSION, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.interpreter import Interpreter, MachineError, Memory
+from hwgen.arch.isa import ISA_VERSION
 from hwgen.arch.registers import BASE_COUNT, BY_NAME, REGISTERS, Access, ErrorCode
 
 DDR_BASE = 0x1000_0000

@@ -12,7 +12,8 @@ from typing import Any
 
 from amaranth.sim import Simulator
 
-from hwgen.arch.config import BEAT_BYTES, AcceleratorConfig
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES
 from rtl.axi import Response
 from rtl.top import Accelerator
 from tests.host.fake_device import DDR_BASE, MemoryDevice
