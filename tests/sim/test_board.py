@@ -15,17 +15,13 @@ import host
 import sim
 from hwgen.arch import isa
 from hwgen.arch.bundle import Bundle
-from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.interpreter import GoldenRun
 from hwgen.arch.isa import Opcode
 from hwgen.arch.registers import BY_NAME, ID_VALUE
 from hwgen.backends import program
 from sim.board import REGISTER_BASE
 from tests.support.quantized_graphs import every_operation
-
-CONFIG = AcceleratorConfig(
-    tn=4, ti=8, scratchpad_bank_words=1024, synapse_rows=1024, tap_entries=1024, max_burst_beats=8
-)
+from tests.support.simulators import SMALL_BOARD as CONFIG
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import host
-from hwgen.arch import AcceleratorConfig, Bundle, GoldenRun, isa
+from hwgen.arch import Bundle, GoldenRun, isa
 from hwgen.arch.isa import Opcode
 from hwgen.arch.registers import ErrorCode
 from hwgen.backends import program
 from sim import SimulatedBoard
 from tests.support.quantized_graphs import every_operation
+from tests.support.simulators import SMALL_BOARD as CONFIG
 
-CONFIG = AcceleratorConfig(tn=8, ti=8, synapse_rows=256, tap_entries=512)
 WATCHDOG_CYCLES = 3000
 
 
