@@ -14,6 +14,7 @@ from hwgen.arch import AcceleratorConfig, GoldenRun, estimate
 from hwgen.backends import program
 from hwgen.ir import evaluate_integer
 from hwgen.passes.place import PlacementError
+from hwgen.passes.schedule import CapacityError
 from hwgen.quantize import quantize_model
 from sim import SimulatedBoard
 from tests.support.random_networks import random_network
@@ -82,7 +83,7 @@ def test_many_random_networks(boards: dict[str, SimulatedBoard], start: int, nam
     for number in range(start, start + 20):
         try:
             check(board_for(boards, name), CONFIGS[name], number)
-        except PlacementError as error:
-            assert "scratchpad" in str(error)
+        except (PlacementError, CapacityError) as error:
+            assert "layer" in str(error)
             refused += 1
     assert refused == 0 or name != "16x16x1"
