@@ -53,7 +53,7 @@ class ComputeEngine(wiring.Component):
     Ports: `instruction` is accepted ahead of execution, one deep; `complete` pulses when the last
     word is in the scratchpad; `busy` from acceptance to completion; `step` counts. `error` pulses
     once, and nothing is written or completed after it until `clear`, which resets all control.
-    `taps`, `synapse`, `read`, `residual`, `write` and `conflict` go to the memories.
+    `taps`, `synapse`, `read`, `residual`, `write`, `conflict` and `clash` go to the memories.
     """
 
     READ_STAGE = InputAddresses.LATENCY
@@ -97,6 +97,7 @@ class ComputeEngine(wiring.Component):
                 "residual": Out(read_port(address, word)),
                 "write": Out(scratchpad_write(config)),
                 "conflict": In(1),
+                "clash": In(1),
             }
         )
 
@@ -105,7 +106,6 @@ class ComputeEngine(wiring.Component):
         m = Module()
         config, at = self.config, Pipeline(m).at
         tn, tp = config.tn, config.tp
-        assert SynapseBuffer.LATENCY == Scratchpad.LATENCY
         sum_stage, handed_stage = self.sum_stage(config), self.handed_stage(config)
 
         m.submodules.sequencer = sequencer = Sequencer(config)
@@ -133,12 +133,13 @@ class ComputeEngine(wiring.Component):
             outputs.issue.eq(issue),
         ]
 
-        # READ_STAGE: read the input words and the SB row.
+        # READ_STAGE: read the input words; the SB row, so that it arrives with them.
         row = local("row", issue.synapse_pointer, config.synapse_address_bits)
         uses_row = local("uses_row", issue.step | issue.parameter, 1)
+        row_stage = self.WORD_STAGE - SynapseBuffer.LATENCY
         m.d.comb += [
-            self.synapse.address.eq(at(row, self.READ_STAGE)),
-            self.synapse.enable.eq(at(uses_row, self.READ_STAGE, control=True)),
+            self.synapse.address.eq(at(row, row_stage)),
+            self.synapse.enable.eq(at(uses_row, row_stage, control=True)),
         ]
         for p, port in enumerate(self.read):
             m.d.comb += [port.address.eq(inputs.address[p]), port.enable.eq(inputs.enable[p])]
@@ -246,6 +247,7 @@ class ComputeEngine(wiring.Component):
             (sequencer.error.valid, sequencer.error.code, sequencer.error.index),
             (outputs.out_of_range, ErrorCode.ADDRESS_RANGE, word.index),
             (inputs.out_of_range, ErrorCode.ADDRESS_RANGE, at(index, self.READ_STAGE)),
+            (self.clash, ErrorCode.BANK_CONFLICT, at(index, self.READ_STAGE + 1)),
             (self.conflict, ErrorCode.BANK_CONFLICT, word_at(read_stage + 1).index),
         ):
             with m.If(found & ~errored):

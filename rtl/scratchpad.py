@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -13,24 +13,26 @@ from rtl.layouts import read_port, scratchpad_write
 
 
 class Scratchpad(wiring.Component):
-    """Banks of words of ti int8, each bank with one write and tp read ports.
+    """Banks of words of ti int8, each bank in `scratchpad_slices` interleaved block RAMs.
 
-    A bank is `tp` block RAM copies, written together and read apart: copy p serves NBin's port p,
-    and copy 0 serves the residual and the store where NBin leaves it free.
+    Word a of a bank lies in its slice a modulo their number. A slice has one write and one read
+    port. Neighbouring pixels lie in different slices, so tp of them are read at once without a
+    second copy of anything.
 
     Ports, all addresses in words over all banks; an address past the last bank is ignored:
 
-    - `read[p]`: NBin. Sampled every cycle, never refused; data LATENCY cycles later.
-    - `residual`: as `read`. In the bank that `read[0]` uses in the same cycle it loses, and
-      `conflict` is high one cycle later.
-    - `store`: a stream of addresses, accepted while copy 0 of the bank is free; `store_data`
-      gives the words in order, LATENCY cycles after acceptance.
+    - `read[p]`: NBin. Sampled every cycle; data LATENCY cycles later. Of two in one slice the
+      later one loses, and `clash` is high one cycle later.
+    - `residual`: as `read`. In a bank that NBin uses in the same cycle it loses, and `conflict` is
+      high one cycle later.
+    - `store`: a stream of addresses, accepted while the slice is not read; `store_data` gives the
+      words in order, LATENCY cycles after acceptance.
     - `write`: NBout. Sampled every cycle, never refused. A read of the word sees it from the
       next cycle on; a read in the same cycle sees the word before.
-    - `load`: a stream of words, accepted while `write` leaves the bank free.
+    - `load`: a stream of words, accepted while `write` leaves the slice free.
     """
 
-    LATENCY = 2
+    LATENCY = 3
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
@@ -45,80 +47,100 @@ class Scratchpad(wiring.Component):
                 "store": In(stream.Signature(unsigned(address))),
                 "store_data": Out(wiring.Signature({"valid": Out(1), "data": Out(word)})),
                 "conflict": Out(1),
+                "clash": Out(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
-        """Build the banks, their arbitration, and a multiplexer a reader."""
+        """Build the slices, their arbitration, and a multiplexer a reader."""
         m = Module()
         config = self.config
-        blocks, inside = config.ti // config.tn, config.bank_address_bits
+        blocks, slices, banks = (
+            config.ti // config.tn,
+            config.scratchpad_slices,
+            config.scratchpad_banks,
+        )
+        low, inside = (slices - 1).bit_length(), config.bank_address_bits
         load = self.load.payload
-        conflicts, load_free, store_free = [], [], []
-        outputs: list[list[Signal]] = [[] for _ in range(config.tp)]
+        conflicts, clashes, load_free, store_free = [], [], [], []
+        outputs: list[Signal] = []
 
-        for b in range(config.scratchpad_banks):
+        for b in range(banks):
 
-            def here(address: Signal, bank: int = b) -> object:
-                return address[inside:] == bank if config.scratchpad_banks > 1 else 1
+            def in_bank(address: Signal, bank: int = b) -> Value:
+                return address[inside:] == bank if banks > 1 else Const(1)
 
-            # Cycle 0: arbitration. NBin, the residual, the store; NBout, the load.
-            reads = [port.enable & here(port.address) for port in self.read]
-            residual = self.residual.enable & here(self.residual.address)
-            write = self.write.enable & here(self.write.address)
-            load_here, store_here = here(load.address), here(self.store.payload)
-            free = ~(reads[0] | residual)
-            conflicts.append(reads[0] & residual)
-            load_free.append(load_here & ~write)
-            store_free.append(store_here & free)
+            wants = [port.enable & in_bank(port.address) for port in self.read]
+            wants_residual = self.residual.enable & in_bank(self.residual.address)
+            conflicts.append(Cat(wants).any() & wants_residual)
 
-            for p, port in enumerate(self.read):
-                memory = Memory(shape=unsigned(8 * config.ti), depth=1 << inside, init=[])
-                m.submodules[f"bank{b}_copy{p}"] = memory
+            for s in range(slices):
+
+                def here(address: Signal, bank: Value, number: int = s) -> Value:
+                    return bank & (address[:low] == number) if low else bank
+
+                # Cycle 0: arbitration. NBin, the residual, the store; NBout, the load.
+                reads = [
+                    here(port.address, want) for port, want in zip(self.read, wants, strict=True)
+                ]
+                residual = here(self.residual.address, wants_residual)
+                write = here(self.write.address, self.write.enable & in_bank(self.write.address))
+                load_here = here(load.address, in_bank(load.address))
+                store_here = here(self.store.payload, in_bank(self.store.payload))
+                busy = Signal(name=f"busy{b}_{s}")
+                m.d.comb += busy.eq(Cat(reads).any() | residual)
+                clashes += [reads[p] & reads[q] for p in range(config.tp) for q in range(p)]
+                load_free.append(load_here & ~write)
+                store_free.append(store_here & ~busy)
+
+                memory = Memory(shape=unsigned(8 * config.ti), depth=1 << (inside - low), init=[])
+                m.submodules[f"bank{b}_slice{s}"] = memory
                 writer = memory.write_port(granularity=8 * config.tn)
                 reader = memory.read_port()
+                loads = (self.load.valid & load_here).replicate(blocks)
                 m.d.comb += [
-                    writer.addr.eq(Mux(write, self.write.address, load.address)),
+                    writer.addr.eq(Mux(write, self.write.address, load.address)[low:]),
                     writer.data.eq(Mux(write, self.write.data, load.data)),
-                    writer.en.eq(
-                        Mux(
-                            write,
-                            self.write.mask,
-                            (self.load.valid & load_here).replicate(blocks),
-                        )
-                    ),
-                    reader.addr.eq(port.address),
-                    reader.en.eq(reads[p]),
+                    writer.en.eq(Mux(write, self.write.mask, loads)),
+                    reader.en.eq(busy | (self.store.valid & store_here)),
+                    reader.addr.eq(self.store.payload[low:]),
                 ]
-                if p == 0:
-                    m.d.comb += reader.en.eq(reads[0] | residual | (self.store.valid & store_here))
-                    with m.If(~reads[0]):
-                        m.d.comb += reader.addr.eq(
-                            Mux(residual, self.residual.address, self.store.payload)
-                        )
+                with m.If(residual):
+                    m.d.comb += reader.addr.eq(self.residual.address[low:])
+                for port, mine in reversed(list(zip(self.read, reads, strict=True))):
+                    with m.If(mine):
+                        m.d.comb += reader.addr.eq(port.address[low:])
                 # Cycle 1: the word; it moves on into the block RAM's output register.
-                output = Signal(8 * config.ti, name=f"output{b}_{p}", reset_less=True)
+                output = Signal(8 * config.ti, name=f"output{b}_{s}", reset_less=True)
                 m.d.sync += output.eq(reader.data)
-                outputs[p].append(output)
+                outputs.append(output)
 
-        stored = Signal()
+        stored, stored_next = Signal(), Signal()
         m.d.comb += [
             self.load.ready.eq(Cat(load_free).any()),
             self.store.ready.eq(Cat(store_free).any()),
         ]
         m.d.sync += [
             self.conflict.eq(Cat(conflicts).any()),
+            self.clash.eq(Cat(clashes).any()),
             stored.eq(self.store.valid & self.store.ready),
-            self.store_data.valid.eq(stored),
+            stored_next.eq(stored),
+            self.store_data.valid.eq(stored_next),
         ]
-        # Cycle 2: each reader picks the bank that it asked.
-        for address, word, copy in (
-            *((port.address, port.data, p) for p, port in enumerate(self.read)),
-            (self.residual.address, self.residual.data, 0),
-            (self.store.payload, self.store_data.data, 0),
+        # Cycle 2: each reader picks the slice that it asked, into a register of its own.
+        for name, address, word in (
+            *((f"read{p}", port.address, port.data) for p, port in enumerate(self.read)),
+            ("residual", self.residual.address, self.residual.data),
+            ("store", self.store.payload, self.store_data.data),
         ):
-            bank = Signal(max(1, len(address) - inside), reset_less=True)
-            bank_next = Signal.like(bank, reset_less=True)
-            m.d.sync += [bank_next.eq(address[inside:]), bank.eq(bank_next)]
-            m.d.comb += word.eq(Array(outputs[copy])[bank])
+            which = Cat(address[:low], address[inside:])
+            chosen = Signal(max(1, len(which)), name=f"{name}_slice", reset_less=True)
+            chosen_next = Signal.like(chosen, name=f"{name}_slice_next", reset_less=True)
+            picked = Signal(8 * config.ti, name=f"{name}_word", reset_less=True)
+            m.d.sync += [
+                chosen_next.eq(which),
+                chosen.eq(chosen_next),
+                picked.eq(Array(outputs)[chosen]),
+            ]
+            m.d.comb += word.eq(picked)
         return m

@@ -96,9 +96,9 @@ class Sequencer(wiring.Component):
         starting = Signal()
         idle_left, idle = Signal(range(max(tp, 2))), Signal(range(max(tp, 2)))
         taps_left, x_left, y_left = (Signal(COUNT_BITS, name=f"{a}_left") for a in "txy")
-        tap_pointer, synapse_pointer, weights = (
+        tap_pointer, synapse_pointer = (
             Signal(POINTER_BITS, name=name, reset_less=True)
-            for name in ("tap_pointer", "synapse_pointer", "weights")
+            for name in ("tap_pointer", "synapse_pointer")
         )
         slot = Signal(range(config.tn), reset_less=True)
         since_last = Signal(8, init=255)
@@ -133,12 +133,12 @@ class Sequencer(wiring.Component):
         with m.Elif(since_last != 255):
             m.d.sync += since_last.eq(since_last + 1)
 
-        # Channel parameters, a row a cycle; the weights lie behind them.
+        # Channel parameters, a row a cycle; then to the weights.
         with m.If(go & loading):
             m.d.sync += [
                 row_left.eq(row_left - 1),
                 loading.eq(row_left != 0),
-                synapse_pointer.eq(synapse_pointer + 1),
+                synapse_pointer.eq(Mux(row_left == 0, fields.weight_address, synapse_pointer + 1)),
             ]
         with m.If(go & ~loading & may_start):
             m.d.sync += starting.eq(0)
@@ -161,7 +161,7 @@ class Sequencer(wiring.Component):
                     idle_left.eq(idle),
                     taps_left.eq(fields.tap_count - 1),
                     tap_pointer.eq(fields.tap_address),
-                    synapse_pointer.eq(weights),
+                    synapse_pointer.eq(fields.weight_address),
                     slot.eq(0),
                     x_left.eq(x_left - tp),
                 ]
@@ -232,7 +232,6 @@ class Sequencer(wiring.Component):
                 y_left.eq(coming.output_height),
                 tap_pointer.eq(coming.tap_address),
                 synapse_pointer.eq(coming.synapse_address),
-                weights.eq(coming.synapse_address + rows),
                 slot.eq(0),
                 x.eq(coming.origin_x),
                 y.eq(coming.origin_y),

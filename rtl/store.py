@@ -35,7 +35,7 @@ class StoreEngine(wiring.Component):
     """
 
     REQUEST_LATENCY = 3
-    FIRST_BEAT_LATENCY = 7
+    FIRST_BEAT_LATENCY = 8
     COMPLETE_LATENCY = 1
     FIFO_DEPTH = 8
 

@@ -111,6 +111,7 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             compute.clear.eq(halt),
             compute.conflict.eq(scratchpad.conflict),
+            compute.clash.eq(scratchpad.clash),
             read_master.drain.eq(halt),
             write_master.drain.eq(halt),
             store.bus_idle.eq(write_master.idle),

@@ -58,7 +58,10 @@ class EngineWithMemories(wiring.Component):
             wiring.connect(m, getattr(engine, name), getattr(scratchpad, name))
         wiring.connect(m, engine.synapse, self.synapse.read)
         wiring.connect(m, engine.taps, self.taps.read)
-        m.d.comb += engine.conflict.eq(scratchpad.conflict)
+        m.d.comb += [
+            engine.conflict.eq(scratchpad.conflict),
+            engine.clash.eq(scratchpad.clash),
+        ]
         wiring.connect(m, wiring.flipped(self.instruction), engine.instruction)
         wiring.connect(m, wiring.flipped(self.complete), engine.complete)
         wiring.connect(m, wiring.flipped(self.error), engine.error)
@@ -157,7 +160,13 @@ def random_work(
                 slot, dtype=np.int8
             ).reshape(-1, config.ti)
         work.computes.append(
-            {**fields, "tap_address": tap_next, "synapse_address": row_next, "mode": int(mode)}
+            {
+                **fields,
+                "tap_address": tap_next,
+                "synapse_address": row_next,
+                "weight_address": row_next + config.parameter_rows,
+                "mode": int(mode),
+            }
         )
         tap_next += len(entries)
         row_next += rows
@@ -190,19 +199,23 @@ def _random_geometry(
     tiles = rng.randint(1, 2)
     while True:
         height, width = rng.randint(1, 6), rng.randint(1, 6)
+        stride_y, stride_x = rng.randint(1, 3), rng.randint(1, 3)
+        planar = rng.random() < 0.5
         out_h, out_w = rng.randint(1, 5), rng.randint(1, 7)
         out_tiles = rng.randint(1, 2)
         if height * width * tiles <= bank and out_h * out_w * out_tiles <= bank:
             break
-    stride_y, stride_x = rng.randint(1, 3), rng.randint(1, 3)
+    # A tile's words lie in a plane of their own, or side by side where tp allows.
+    planar |= not config.pixels_apart(stride_x * tiles)
+    pixel, plane = (1, height * width) if planar else (tiles, 1)
     origin_y, origin_x = rng.randint(-3, 1), rng.randint(-3, 1)
     input_address = banks[0] * bank + rng.randint(0, bank - height * width * tiles)
-    start = input_address + (origin_y * width + origin_x) * tiles
+    start = input_address + (origin_y * width + origin_x) * pixel
     taps = rng.choice((1, 2, 3, rng.randint(1, 9), config.tn + rng.randint(-1, 3)))
     entries = []
     for _ in range(taps):
         dy, dx, tile = rng.randint(0, 4), rng.randint(0, 4), rng.randrange(tiles)
-        offset = ((dy * width + dx) * tiles + tile) & 0xFFFF
+        offset = ((dy * width + dx) * pixel + tile * plane) & 0xFFFF
         entries.append({"offset": offset, "dy": dy, "dx": dx})
     place = bank - out_h * out_w * out_tiles
     return {
@@ -211,8 +224,8 @@ def _random_geometry(
         "residual": rng.randint(0, 1),
         "start_delay": safe_start_delay(config) if dependent else 0,
         "input_start": start & 0xFFFF,
-        "input_pixel_step": stride_x * tiles,
-        "input_row_step": stride_y * width * tiles,
+        "input_pixel_step": stride_x * pixel,
+        "input_row_step": stride_y * width * pixel,
         "input_height": height,
         "input_width": width,
         "origin_y": origin_y,

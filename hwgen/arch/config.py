@@ -29,7 +29,8 @@ class AcceleratorConfig:
         Neighbouring output pixels that share each SB word. 1, 2 or 4; 1 is DianNao.
     scratchpad_banks, scratchpad_bank_words
         Activation scratchpad: banks of words of `ti` int8. The words of a bank are a power of two.
-        A convolution's input and its residual must lie in different banks.
+        A convolution's input and its residual must lie in different banks. With `tp` above 1 a
+        bank is `scratchpad_slices` memories, interleaved word by word.
     synapse_rows
         Rows of SB; a row is tn x ti int8 weights. A power of two.
     tap_entries
@@ -71,6 +72,12 @@ class AcceleratorConfig:
             value = getattr(self, name)
             if value & (value - 1) or value < 2:
                 raise ValueError(f"{name} must be a power of two, 2 or more, not {value!r}")
+        if self.scratchpad_bank_words < 2 * self.scratchpad_slices:
+            raise ValueError(
+                f"scratchpad_bank_words must be {2 * self.scratchpad_slices} or more at tp "
+                f"{self.tp} (two words in each of {self.scratchpad_slices} slices), not "
+                f"{self.scratchpad_bank_words!r}"
+            )
         if self.scratchpad_words > 1 << 16:
             raise ValueError(
                 f"the scratchpad must have at most 65536 words, not {self.scratchpad_words}; "
@@ -93,6 +100,15 @@ class AcceleratorConfig:
     def scratchpad_words(self) -> int:
         """Words of all banks together."""
         return self.scratchpad_banks * self.scratchpad_bank_words
+
+    @property
+    def scratchpad_slices(self) -> int:
+        """Memories a bank is made of: word a of it lies in slice a modulo their number.
+
+        With 2 * tp slices, tp words whose addresses are 1, 2 or 3 apart (any step that is not a
+        multiple of 4) lie in tp different slices, so that a step reads them all in one cycle.
+        """
+        return 1 if self.tp == 1 else 2 * self.tp
 
     @property
     def scratchpad_address_bits(self) -> int:
@@ -133,6 +149,10 @@ class AcceleratorConfig:
     def macs_per_cycle(self) -> int:
         """Multiply-accumulates the array does in a cycle: tn x ti x tp."""
         return self.tn * self.ti * self.tp
+
+    def pixels_apart(self, pixel_step: int) -> bool:
+        """Tell whether tp words that lie `pixel_step` words apart can be read in one cycle."""
+        return len({p * pixel_step % self.scratchpad_slices for p in range(self.tp)}) == self.tp
 
     def bank_of(self, word_address: int) -> int:
         """Bank that holds a scratchpad word."""

@@ -222,8 +222,10 @@ class Interpreter:
         mode = Mode(f["mode"])
         rows = {Mode.DENSE: taps, Mode.DEPTHWISE: -(-taps // config.tn)}.get(mode, 0)
         in_range(f["tap_address"] + taps <= config.tap_entries, "tap entries")
-        first_weight = f["synapse_address"] + config.parameter_rows
-        in_range(first_weight + rows <= config.synapse_rows, "SB rows")
+        first_weight = f["weight_address"]
+        in_range(not rows or first_weight + rows <= config.synapse_rows, "SB rows")
+        parameters_end = f["synapse_address"] + config.parameter_rows
+        in_range(parameters_end <= config.synapse_rows, "SB rows")
         channels = self._channel_parameters(f["synapse_address"])
         entries = [
             isa.TAP.unpack(int(word))
@@ -292,9 +294,26 @@ class Interpreter:
         used = np.unique(address[inside])
         in_range(not len(used) or used[-1] < self.config.scratchpad_words, "input word")
         input_banks.update(np.unique(used // self.config.scratchpad_bank_words).tolist())
+        self._check_slices(f, address, inside)
         words = self.scratchpad[np.where(inside, address, 0)]
         words[~inside] = f["pad_value"]
         return words
+
+    def _check_slices(
+        self, f: dict[str, int], address: NDArray[np.int64], inside: NDArray[np.bool_]
+    ) -> None:
+        """Stop with BANK_CONFLICT where two of tp neighbours are in one slice of one bank."""
+        tp, slices = self.config.tp, self.config.scratchpad_slices
+        if self.config.pixels_apart(f["input_pixel_step"]):
+            return
+        height, width = f["output_height"], f["output_width"]
+        bank = address // self.config.scratchpad_bank_words
+        where = np.where(inside, bank * slices + address % slices, -1)
+        where = where.reshape(height, width, -1)
+        for first in range(0, width, tp):
+            group = np.sort(where[:, first : first + tp], axis=1)
+            if ((group[:, 1:] == group[:, :-1]) & (group[:, 1:] >= 0)).any():
+                raise _Stop(ErrorCode.BANK_CONFLICT, "neighbouring pixels in one slice")
 
     def _channel_parameters(self, row: int) -> dict[str, NDArray[np.int64]]:
         """Channel parameters in SB rows from `row`: one int64 array (tn,) a field."""

@@ -18,7 +18,7 @@ import zlib
 from hwgen.arch.fields import Field, Layout
 from hwgen.arch.numerics import BIAS_BITS, MULTIPLIER_BITS, RESIDUAL_MULTIPLIER_BITS, SHIFT_BITS
 
-ISA_VERSION = 1
+ISA_VERSION = 2
 BEAT_BYTES = 8
 INSTRUCTION_BYTES = 64
 CRC_BYTES = 4
@@ -104,7 +104,8 @@ COMPUTE = Layout(
         Field("start_delay", 8, "Cycles from the previous COMPUTE's last step to the first here."),
         Field("tap_address", 14, "First tap of the group's list."),
         Field("tap_count", 12, "Taps of the group, at least 1."),
-        Field("synapse_address", 14, "First SB row of the group: parameters, then weights."),
+        Field("synapse_address", 14, "First SB row of the group's channel parameters."),
+        Field("weight_address", 14, "First SB row of the group's weights."),
         Field("input_start", 16, "Word address that output (0, 0) adds its taps to, modulo 2^16."),
         Field("input_pixel_step", 16, "Words from one output pixel's input to the next in x."),
         Field("input_row_step", 16, "Words from one output row's input to the next."),
@@ -197,7 +198,7 @@ for r in range(rows):
 if check and crc32(all beats fetched) != crc32: stop with DATA_CHECKSUM""",
     Opcode.COMPUTE: """\
 parameters = SB[synapse_address : synapse_address + parameter_rows]   # one slot a channel
-weights    = SB[synapse_address + parameter_rows : ...]
+weights    = SB[weight_address : ...]
 for y in range(output_height):
     for x in range(output_width):              # tp neighbours in x at once
         acc[n] = bias[n]

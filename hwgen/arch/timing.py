@@ -10,7 +10,7 @@ from __future__ import annotations
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import BEAT_BYTES
 
-MEMORY_READ_CYCLES = 2
+MEMORY_READ_CYCLES = 3
 MULTIPLY_CYCLES = 3
 TREE_LEVELS_PER_CYCLE = 2
 ACCUMULATE_CYCLES = 2
@@ -85,7 +85,7 @@ COMPUTE_START_CYCLES = 2
 INPUT_ADDRESS_CYCLES = 4
 """From a step's issue to its scratchpad read."""
 
-STORE_FIRST_BEAT_CYCLES = 6
+STORE_FIRST_BEAT_CYCLES = 7
 """From a STORE's acceptance to its first beat on the bus."""
 
 STORE_COMPLETE_CYCLES = 1

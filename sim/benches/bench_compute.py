@@ -232,7 +232,10 @@ async def errors(dut: Any) -> None:
     }  # fmt: skip
     work = random_work(CONFIG, 5, 4)
     work.taps[:3] = 0
+    # Neighbouring pixels in one slice can't be read together; with one pixel a step there are none.
+    clash = {"input_pixel_step": CONFIG.scratchpad_slices}
     for change, code in (
+        *([(clash, ErrorCode.BANK_CONFLICT)] if CONFIG.tp > 1 else []),
         ({"tap_count": 0}, ErrorCode.BAD_FIELD),
         ({"output_height": 0}, ErrorCode.BAD_FIELD),
         ({"output_width": 0}, ErrorCode.BAD_FIELD),
@@ -240,7 +243,7 @@ async def errors(dut: Any) -> None:
         ({"tap_address": CONFIG.tap_entries - 2}, ErrorCode.ADDRESS_RANGE),
         ({"synapse_address": CONFIG.synapse_rows}, ErrorCode.ADDRESS_RANGE),
         (
-            {"synapse_address": CONFIG.synapse_rows - 2 - CONFIG.parameter_rows},
+            {"weight_address": CONFIG.synapse_rows - 2},
             ErrorCode.ADDRESS_RANGE,
         ),
         ({"input_start": words - 5}, ErrorCode.ADDRESS_RANGE),

@@ -15,7 +15,7 @@ from sim.runner import bench_parameters
 
 PARAMETERS = bench_parameters()
 CONFIG = AcceleratorConfig.from_dict(PARAMETERS["config"]) if PARAMETERS else AcceleratorConfig()
-LATENCY = PARAMETERS.get("latency", 2)
+LATENCY = PARAMETERS.get("latency", 3)
 
 
 @cocotb.test()
@@ -29,7 +29,7 @@ async def traffic(dut: Any, busy: float) -> None:
     # Per read port and cycle of arrival: the word that must be there.
     expected: dict[int, list[tuple[Any, int]]] = {}
     stored: list[int] = []
-    conflict = 0
+    conflict = clash = 0
     reads = [
         tuple(getattr(dut, f"read__{p}__{name}") for name in ("enable", "address", "data"))
         for p in range(CONFIG.tp)
@@ -70,27 +70,33 @@ async def traffic(dut: Any, busy: float) -> None:
         def bank(where: int) -> int:
             return where >> bank_bits
 
+        def memory_of(where: int) -> tuple[int, int]:
+            return bank(where), where % CONFIG.scratchpad_slices
+
         for output, value in expected.pop(cycle, []):
             assert int(output.value) == value, f"cycle {cycle}"
         assert int(dut.conflict.value) == conflict
+        assert int(dut.clash.value) == clash
         if int(dut.store_data__valid.value):
             assert int(dut.store_data__data.value) == stored.pop(0), f"cycle {cycle}"
         # What must happen in this cycle.
-        (_, first, first_at), (_, wants, wants_at) = asked[0], asked[-1]
-        conflict = int(first and wants and bank(first_at) == bank(wants_at))
+        wants, wants_at = asked[-1][1:]
+        pixels = [where for _, enable, where in asked[:-1] if enable]
+        conflict = int(wants and bank(wants_at) in map(bank, pixels))
+        clash = int(len(set(map(memory_of, pixels))) < len(pixels))
+        taken = set()
         for i, (port, enable, where) in enumerate(asked):
             lost = i == len(asked) - 1 and conflict
-            if enable and not lost:
+            if enable and not lost and memory_of(where) not in taken:
                 expected.setdefault(cycle + LATENCY, []).append((port[2], memory[where]))
-        store_free = not (
-            (first and bank(first_at) == bank(store_from))
-            or (wants and bank(wants_at) == bank(store_from))
-        )
+            if enable:
+                taken.add(memory_of(where))
+        store_free = memory_of(store_from) not in taken
         if storing:
             assert int(dut.store__ready.value) == store_free
             if store_free:
                 stored.append(memory[store_from])
-        load_free = not (writing and bank(target) == bank(load_to))
+        load_free = not (writing and memory_of(target) == memory_of(load_to))
         if loading:
             assert int(dut.load__ready.value) == load_free
         if writing:

@@ -36,15 +36,15 @@ def random_compute(rng: random.Random, tiny: bool) -> dict[str, int]:
     f["lane_block"] = rng.randrange(CONFIG.ti // CONFIG.tn)
     f["start_delay"] = rng.choice([0, 0, 1, 5, 30, 255])
     f["tap_address"] = rng.randint(0, CONFIG.tap_entries - f["tap_count"])
-    f["synapse_address"] = rng.randint(0, CONFIG.synapse_rows - synapse_rows(f))
+    f["synapse_address"] = rng.randint(0, CONFIG.synapse_rows - CONFIG.parameter_rows)
+    f["weight_address"] = rng.randint(0, CONFIG.synapse_rows - weight_rows(f))
     return f
 
 
-def synapse_rows(f: dict[str, int]) -> int:
-    """Return the SB rows of a COMPUTE."""
+def weight_rows(f: dict[str, int]) -> int:
+    """Return the SB rows of a COMPUTE's weights."""
     taps = f["tap_count"]
-    rows = {Mode.DENSE: taps, Mode.DEPTHWISE: -(-taps // CONFIG.tn)}.get(Mode(f["mode"]), 0)
-    return CONFIG.parameter_rows + rows
+    return {Mode.DENSE: taps, Mode.DEPTHWISE: -(-taps // CONFIG.tn)}.get(Mode(f["mode"]), 0)
 
 
 class Walk:
@@ -110,7 +110,7 @@ class Walk:
             "output_base": (f["output_address"] + here) % writes,
             "residual_base": (f["residual_address"] + here) % writes,
         }
-        weights = f["synapse_address"] + CONFIG.parameter_rows
+        weights = f["weight_address"]
         if f["mode"] == Mode.DENSE:
             step["synapse_pointer"] = weights + k
         if f["mode"] == Mode.DEPTHWISE:
@@ -198,7 +198,7 @@ WRONG = {
         {
             "mode": Mode.DENSE,
             "tap_count": 3,
-            "synapse_address": CONFIG.synapse_rows - CONFIG.parameter_rows - 2,
+            "weight_address": CONFIG.synapse_rows - 2,
         },
         ErrorCode.ADDRESS_RANGE,
     ),
@@ -206,7 +206,7 @@ WRONG = {
         {
             "mode": Mode.DEPTHWISE,
             "tap_count": CONFIG.tn + 1,
-            "synapse_address": CONFIG.synapse_rows - CONFIG.parameter_rows - 1,
+            "weight_address": CONFIG.synapse_rows - 1,
         },
         ErrorCode.ADDRESS_RANGE,
     ),
@@ -221,7 +221,7 @@ async def refusals(dut: Any, name: str, stall: float) -> None:
     rng = random.Random(f"{SEED} {name} {stall}")
     changed, code = WRONG[name]
     computes = [random_compute(rng, tiny=True) for _ in range(6)]
-    computes[3] |= {"tap_address": 0, "synapse_address": 0, **changed}
+    computes[3] |= {"tap_address": 0, "synapse_address": 0, "weight_address": 0, **changed}
     walk = await compare(dut, rng, computes, stall)
     assert walk.error is not None and walk.error[1] == code, walk.error
 

@@ -97,6 +97,7 @@ def linear_bundle(
                 tap_address=tap_entry,
                 tap_count=taps,
                 synapse_address=synapse_row,
+                weight_address=synapse_row + CONFIG.parameter_rows,
                 input_height=side,
                 input_width=side,
                 stride_y=1,
