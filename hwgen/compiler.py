@@ -32,6 +32,7 @@ def compile(
     labels: Sequence[str] | None = None,
     synapse_row: int = 0,
     tap_entry: int = 0,
+    batch: int = 1,
 ) -> Bundle:
     """Compile a CNN for a board: front end, quantization, lowering.
 
@@ -47,7 +48,7 @@ def compile(
         Name or TOML file; its default configuration is used unless `config` is given.
     scheme, observer
         Of the quantization: see `hwgen.quantize`.
-    name, preprocess, labels, synapse_row, tap_entry
+    name, preprocess, labels, synapse_row, tap_entry, batch
         See `hwgen.backends.program.emit`.
 
     Raises
@@ -67,4 +68,5 @@ def compile(
         labels=labels,
         synapse_row=synapse_row,
         tap_entry=tap_entry,
+        batch=batch,
     )

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwgen.arch import numerics
 from hwgen.arch.config import AcceleratorConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH = 0, 1, 2, 3
 _BLOBS = ("setup", "program", "constants")
 
@@ -69,11 +69,13 @@ class TensorPlacement:
     scale, zero_point
         ``real = (code - zero_point) * scale``.
     offset_bytes, pitch_bytes, size_bytes
-        First row relative to the base register, distance between rows, and extent.
+        First row relative to the base register, distance between rows, and extent; in a batch also
+        the distance from one image to the next.
     pixel_bytes
         Bytes from one pixel to the next in a row.
     lanes
-        ``lanes[c]`` is the byte of a pixel that holds logical channel c.
+        ``lanes[c]`` is where logical channel c lies, in bytes from its pixel's first one. Channels
+        beyond a word's lie in further planes.
     vector
         Whether the model's tensor was (N, C) rather than (N, C, H, W).
     """
@@ -89,26 +91,39 @@ class TensorPlacement:
     lanes: tuple[int, ...]
     vector: bool = False
 
-    def _pixels(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """View the tensor's bytes inside its region as (H, W, pixel_bytes)."""
+    def _places(self, image: int) -> NDArray[np.intp]:
+        """Return the byte of the region that holds each code of an image: (H, W, C)."""
         _, height, width = self.shape
-        rows = raw[self.offset_bytes : self.offset_bytes + height * self.pitch_bytes]
-        rows = rows.reshape(height, self.pitch_bytes)[:, : width * self.pixel_bytes]
-        return rows.reshape(height, width, self.pixel_bytes)
+        y = np.arange(height, dtype=np.intp)[:, None, None] * self.pitch_bytes
+        x = np.arange(width, dtype=np.intp)[:, None] * self.pixel_bytes
+        first = self.offset_bytes + image * self.size_bytes
+        return np.asarray(first + y + x + np.asarray(self.lanes), dtype=np.intp)
 
-    def pack(self, codes: NDArray[np.int8], raw: NDArray[np.uint8]) -> None:
-        """Write int8 codes (H, W, C) to their place in `raw`."""
-        self._pixels(raw)[..., list(self.lanes)] = codes.view(np.uint8)
+    def pack(self, codes: NDArray[np.int8], raw: NDArray[np.uint8], image: int = 0) -> None:
+        """Write int8 codes (H, W, C) to the place of image `image` in `raw`."""
+        channels, height, width = self.shape
+        row_bytes = width * self.pixel_bytes
+        if self.lanes == tuple(range(channels)) and self.pixel_bytes == channels:
+            # Pixels lie end to end, as in any picture: rows are copied whole.
+            first = self.offset_bytes + image * self.size_bytes
+            rows = raw[first : first + height * self.pitch_bytes].reshape(height, -1)
+            rows[:, :row_bytes] = np.ascontiguousarray(codes).view(np.uint8).reshape(height, -1)
+        else:
+            raw[self._places(image)] = codes.view(np.uint8)
 
-    def unpack(self, raw: NDArray[np.uint8]) -> NDArray[np.int8]:
-        """Read int8 codes, (H, W, C) or (C,) when `vector`; always a copy."""
-        codes = self._pixels(raw)[..., list(self.lanes)].view(np.int8)
+    def unpack(self, raw: NDArray[np.uint8], image: int = 0) -> NDArray[np.int8]:
+        """Read image `image`'s int8 codes, (H, W, C) or (C,) when `vector`; always a copy."""
+        codes = raw[self._places(image)].view(np.int8)
         return codes.reshape(-1) if self.vector else codes
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """What one layer of the network became: COMPUTE instructions first to last, and its cost."""
+    """What one layer of the network became: COMPUTE instructions first to last, and its cost.
+
+    In a batch that runs image by image, `first_instruction`, `last_instruction` and `steps` are the
+    first image's; in one that runs layer by layer, they are all images'. `macs` are one image's.
+    """
 
     name: str
     kind: str
@@ -121,7 +136,11 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A compiled network for one machine configuration. See the module's docstring."""
+    """A compiled network for one machine configuration. See the module's docstring.
+
+    The program runs `batch` images at once. Input and output codes have a leading axis of that
+    length where it is above 1.
+    """
 
     name: str
     config: AcceleratorConfig
@@ -134,6 +153,7 @@ class Bundle:
     output_bytes: int
     scratch_bytes: int
     layers: tuple[LayerRecord, ...]
+    batch: int = 1
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     labels: tuple[str, ...] | None = None
@@ -147,7 +167,7 @@ class Bundle:
     @property
     def input_bytes(self) -> int:
         """Size of the input region in DDR."""
-        return self.input.size_bytes
+        return self.batch * self.input.size_bytes
 
     def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn a uint8 (H, W, C) picture into the model's float32 (C, H, W) input.
@@ -193,20 +213,29 @@ class Bundle:
         return np.ascontiguousarray(codes.transpose(1, 2, 0))
 
     def pack_input(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-        """Lay int8 codes (H, W, C) out as the input region's bytes."""
+        """Lay int8 codes (H, W, C), or (batch, H, W, C), out as the input region's bytes."""
         channels, height, width = self.input.shape
-        if codes.shape != (height, width, channels) or codes.dtype != np.int8:
+        wanted = (
+            (height, width, channels) if self.batch == 1 else (self.batch, height, width, channels)
+        )
+        if codes.shape != wanted or codes.dtype != np.int8:
+            axes = "(H, W, C)" if self.batch == 1 else "(batch, H, W, C)"
             raise ValueError(
-                f"codes must be int8 of shape {(height, width, channels)} (H, W, C), "
-                f"not {codes.dtype} of {codes.shape}"
+                f"codes must be int8 of shape {wanted} {axes}, not {codes.dtype} of {codes.shape}"
             )
         raw = np.zeros(self.input_bytes, dtype=np.uint8)
-        self.input.pack(codes, raw)
+        for image, one in enumerate(codes.reshape(self.batch, height, width, channels)):
+            self.input.pack(one, raw, image)
         return raw
 
     def unpack_outputs(self, raw: NDArray[np.uint8]) -> tuple[NDArray[np.int8], ...]:
         """Read every output's int8 codes from the output region's bytes."""
-        return tuple(tensor.unpack(raw) for tensor in self.outputs)
+        if self.batch == 1:
+            return tuple(tensor.unpack(raw) for tensor in self.outputs)
+        return tuple(
+            np.stack([tensor.unpack(raw, image) for image in range(self.batch)])
+            for tensor in self.outputs
+        )
 
     def dequantize_output(self, index: int, codes: NDArray[np.int8]) -> NDArray[np.float32]:
         """Turn an output's codes into float32, same shape."""
@@ -248,6 +277,7 @@ class Bundle:
             "output_bytes": self.output_bytes,
             "scratch_bytes": self.scratch_bytes,
             "layers": [asdict(layer) for layer in self.layers],
+            "batch": self.batch,
             "mean": self.mean,
             "std": self.std,
             "labels": self.labels,
@@ -310,6 +340,7 @@ class Bundle:
                 LayerRecord(**{**data, "output_shape": tuple(data["output_shape"])})
                 for data in manifest["layers"]
             ),
+            batch=manifest["batch"],
             mean=_optional_tuple(manifest["mean"]),
             std=_optional_tuple(manifest["std"]),
             labels=_optional_tuple(manifest["labels"]),

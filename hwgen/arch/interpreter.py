@@ -421,7 +421,7 @@ class GoldenRun:
         self.machine.execute(self.memory, self._address[key], length, bases)
 
     def run(self, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
-        """Run one image: int8 (H, W, C) to the outputs' int8 codes."""
+        """Run the program once: int8 (H, W, C), or (batch, H, W, C), to the outputs' codes."""
         bundle = self.bundle
         self._region(BASE_INPUT, bundle.input_bytes)[:] = bundle.pack_input(codes)
         self._execute("program", bundle.program)

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hwgen.arch import isa
-from hwgen.arch.bundle import Bundle
+from hwgen.arch.bundle import Bundle, Placement
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.ir.graph import Graph
+from hwgen.passes.hazards import Instruction
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.place import place
-from hwgen.passes.schedule import Instruction, schedule
+from hwgen.passes.schedule import Schedule, schedule
 from hwgen.passes.tile import tile
 
 
@@ -23,6 +24,7 @@ def emit(
     labels: Sequence[str] | None = None,
     synapse_row: int = 0,
     tap_entry: int = 0,
+    batch: int = 1,
 ) -> Bundle:
     """Compile a quantized graph for one machine configuration.
 
@@ -37,19 +39,40 @@ def emit(
         Class names for the driver to report.
     synapse_row, tap_entry
         First SB row and tap entry to use, to keep several networks resident.
+    batch
+        Images that one run of the program takes. Where all weights stay on chip, images follow
+        each other, and the next one is loaded while one computes. Where weights are streamed,
+        each layer runs for all images, so that its weights are fetched once.
 
     Raises
     ------
+    ValueError
+        When `batch` is not 1 or more.
     PlacementError
-        When the feature maps do not fit the scratchpad.
+        When a layer does not fit the scratchpad even in strips of one row.
     CapacityError
         When a group's weights do not fit SB.
     FieldRangeError
         When a dimension exceeds its instruction field.
     """
-    orders = order_channels(graph, config.ti)
-    machine = place(tile(graph, orders, config), config)
-    plan = schedule(machine, graph, config, synapse_row, tap_entry)
+    if batch < 1:
+        raise ValueError(f"batch must be 1 or more, not {batch!r}")
+    machine = tile(graph, order_channels(graph, config.ti), config)
+    free = Placement(
+        synapse_row,
+        config.synapse_rows - synapse_row,
+        tap_entry,
+        config.tap_entries - tap_entry,
+    )
+
+    def planned(layer_major: bool) -> tuple[Schedule, int]:
+        placed = place(machine, config, batch, layer_major, free.synapse_rows)
+        return schedule(machine, placed, graph, config, free), placed.scratch_bytes
+
+    plan, scratch_bytes = planned(layer_major=False)
+    if batch > 1 and not plan.resident:
+        plan, scratch_bytes = planned(layer_major=True)
+    output_bytes = batch * sum(tensor.size_bytes for tensor in plan.outputs)
     mean, std = (None, None) if preprocess is None else preprocess
     return Bundle(
         name=name,
@@ -57,12 +80,13 @@ def emit(
         placement=plan.placement,
         setup=_encode(plan.setup),
         program=_encode(plan.program),
-        constants=bytes(plan.constants),
+        constants=plan.constants,
         input=plan.input,
         outputs=plan.outputs,
-        output_bytes=plan.output_bytes,
-        scratch_bytes=0,
+        output_bytes=output_bytes,
+        scratch_bytes=scratch_bytes,
         layers=plan.layers,
+        batch=batch,
         mean=None if mean is None else tuple(float(v) for v in mean),
         std=None if std is None else tuple(float(v) for v in std),
         labels=None if labels is None else tuple(labels),

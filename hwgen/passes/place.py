@@ -1,98 +1,475 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes room: give every feature map a place in the scratchpad.
+"""The passes room: where every feature map lives, and in which strips each layer runs.
 
-Before, tensors have sizes and lifetimes; after, each has a first word such that maps alive together
-do not overlap, and a layer's input and residual lie in different banks::
+A map stays in the scratchpad from the layer that makes it to the last one that reads it. Where not
+all of them fit, the largest ones of the tightest layer are *spilled*: they live in DDR, and the
+layers that write or read them work on strips of rows, in buffers of two strips each, so that one is
+loaded or stored while the other is computed::
 
     x     0 ..  4095  bank 0            y = conv(x)
     y  4096 ..  8191  bank 1            z = conv(y) + x      x and y in different banks
-    z  8192 .. 12287  bank 2
+    z  spilled: rows 0..6, 7..13, ...   two strips of 7 rows in bank 2, stored as they are done
+
+Maps alive together do not overlap, and a layer's input and residual lie in different banks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+from hwgen.arch.bundle import BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.ir.machine import MachineGraph
+from hwgen.arch.isa import Mode
+from hwgen.ir.machine import MachineGraph, MachineLayer, TensorLayout
 
-_SEARCH_LIMIT = 200_000
+_SEARCH_LIMIT = 20_000
+_DDR_ALIGNMENT = 64
+_FIRST_STRIP_ROWS = 2
+_STRIP_GROWTH = 3
+_CHUNK_OF_SYNAPSE = 0.6
+#: How strips are tried, the best first: the share of a layer's free scratchpad that its buffers may
+#: take, whether they find room while the layer before still runs, and strips a buffer.
+_STRIP_PLANS = (
+    *((share, True, 2) for share in (0.5, 0.4, 0.3)),
+    *((share, False, 2) for share in (1.0, 0.8, 0.6, 0.4, 0.25, 0.12, 0.0)),
+    *((share, False, 1) for share in (1.0, 0.5, 0.0)),
+)
 
 
 class PlacementError(ValueError):
     """The feature maps do not fit the scratchpad; the message names the layer and the sizes."""
 
 
+class _DoesNotFit(Exception):
+    """Internal: nothing more fits at the layer with this index."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+
+@dataclass(frozen=True)
+class Region:
+    """Words of the scratchpad: `slots` maps or strips of `rows` rows, one behind the other."""
+
+    address: int
+    rows: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class DdrTensor:
+    """Where a map lies in DDR: tiles of rows of pixels; image k is `image_bytes` * k further on."""
+
+    base: int
+    offset_bytes: int
+    image_bytes: int
+    plane_bytes: int
+    row_bytes: int
+
+    def at(self, image: int, tile: int, row: int) -> int:
+        """Return the offset of a row from the base register."""
+        return (
+            self.offset_bytes
+            + image * self.image_bytes
+            + tile * self.plane_bytes
+            + row * self.row_bytes
+        )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Output rows [first, last) of one image."""
+
+    image: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer runs: for each chunk of groups, for each strip, for each group of the chunk.
+
+    Attributes
+    ----------
+    chunks
+        Ranges [a, b) of groups whose weights are on chip together.
+    strips
+        Of one image, or of all of them when the network runs layer by layer.
+    buffers
+        Strip buffers of the spilled ones among ``input``, ``residual`` and ``output``.
+    """
+
+    chunks: tuple[tuple[int, int], ...]
+    strips: tuple[Strip, ...]
+    buffers: dict[str, Region]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The result.
+
+    Attributes
+    ----------
+    regions
+        Scratchpad regions of the maps that stay on chip; a slot an image.
+    ddr
+        Where the input and the spilled maps lie in DDR.
+    outputs
+        Where the network's outputs lie in DDR.
+    plans
+        One a layer.
+    layer_major
+        Whether each layer runs for all images before the next one begins.
+    """
+
+    regions: dict[str, Region]
+    ddr: dict[str, DdrTensor]
+    outputs: dict[str, DdrTensor]
+    plans: tuple[LayerPlan, ...]
+    images: int
+    layer_major: bool
+    scratch_bytes: int
+
+
+def place(
+    graph: MachineGraph,
+    config: AcceleratorConfig,
+    images: int = 1,
+    layer_major: bool = False,
+    synapse_rows: int | None = None,
+) -> Placement:
+    """Find a home for every map of a network that runs `images` images a program.
+
+    Parameters
+    ----------
+    layer_major
+        Every layer runs for all images, so that weights are fetched once; else every image runs
+        through all layers before the next one.
+    synapse_rows
+        SB rows that weights may take; all of them if None.
+
+    Raises
+    ------
+    PlacementError
+        When a layer does not even fit in strips of one row (or no placement was found in a
+        bounded search).
+    """
+    planner = _Planner(graph, config, images, layer_major, synapse_rows or config.synapse_rows)
+    spilled: set[str] = set()
+    while True:
+        try:
+            return planner.attempt(spilled)
+        except _DoesNotFit as tight:
+            # An input that is an output too is loaded whole to be stored again.
+            kept = {graph.input} & set(graph.outputs)
+            resident = [t for t in planner.lifetimes(spilled) if t.name not in kept]
+            here = [tensor for tensor in resident if tensor.alive_at(tight.layer)]
+            if not resident:
+                raise PlacementError(planner.explain(tight.layer)) from None
+            spilled.add(max(here or resident, key=lambda tensor: tensor.words).name)
+
+
 @dataclass
 class _Tensor:
-    """A map to place: alive from layer `birth` to layer `death`, both included."""
+    """A map or a strip buffer to place: alive from layer `birth` to layer `death`, inclusive."""
 
     name: str
     words: int
     birth: int
     death: int
 
+    def alive_at(self, layer: int) -> bool:
+        return self.birth <= layer <= self.death
+
     def alive_with(self, other: _Tensor) -> bool:
         return self.birth <= other.death and other.birth <= self.death
 
 
-def place(graph: MachineGraph, config: AcceleratorConfig) -> MachineGraph:
-    """Return the graph with `addresses` filled in.
+class _Planner:
+    """One network on one machine, tried with more and more maps spilled."""
 
-    Raises
-    ------
-    PlacementError
-        When no placement exists (or none was found in a bounded search).
-    """
-    tensors = _lifetimes(graph)
-    apart: dict[str, set[str]] = {tensor.name: set() for tensor in tensors}
-    for layer in graph.layers:
-        if layer.residual is not None:
-            apart[layer.input].add(layer.residual)
-            apart[layer.residual].add(layer.input)
-    _check_demand(graph, tensors, config)
-    placed: dict[str, int] = {}
-    budget = [_SEARCH_LIMIT]
-    if not _search(tensors, 0, placed, apart, config, budget):
-        worst = max(range(len(graph.layers)), key=lambda i: _demand(tensors, i))
-        raise PlacementError(
-            f"no placement of the feature maps in {config.scratchpad_banks} banks of "
-            f"{config.scratchpad_bank_words} words was found; the tightest layer is "
-            f"{graph.layers[worst].name!r} with {_demand(tensors, worst)} words alive. "
-            "Try more or larger banks, or a smaller input resolution"
+    def __init__(
+        self,
+        graph: MachineGraph,
+        config: AcceleratorConfig,
+        images: int,
+        layer_major: bool,
+        synapse_rows: int,
+    ) -> None:
+        self.graph, self.config = graph, config
+        self.images, self.layer_major = images, layer_major
+        self.synapse_rows = synapse_rows
+        self.slots = images if layer_major else 1
+
+    def lifetimes(self, spilled: set[str]) -> list[_Tensor]:
+        """List the maps that stay on chip, in order of birth.
+
+        The network's outputs live to the end. When images follow each other, input and outputs
+        share their place with nobody, so that loads and stores overlap with computing.
+        """
+        graph = self.graph
+        whole = self.images > 1 and not self.layer_major
+        last = len(graph.layers)
+        tensors = {graph.input: _Tensor(graph.input, self._words(graph.input), -1, -1)}
+        for index, layer in enumerate(graph.layers):
+            for name in (layer.input, layer.residual):
+                if name is not None:
+                    tensors[name].death = index
+            tensors[layer.output] = _Tensor(layer.output, self._words(layer.output), index, index)
+        for name in graph.outputs:
+            tensors[name].death = last
+        if whole:
+            for name in (graph.input, *graph.outputs):
+                tensors[name].birth, tensors[name].death = -1, last
+        return [tensor for tensor in tensors.values() if tensor.name not in spilled]
+
+    def _words(self, name: str) -> int:
+        return self.graph.layouts[name].words * self.slots
+
+    def attempt(self, spilled: set[str]) -> Placement:
+        """Place everything with these maps spilled, or raise _DoesNotFit."""
+        tensors = self.lifetimes(spilled)
+        worst = max(range(len(self.graph.layers)), key=lambda i: self._demand(tensors, i))
+        if self._demand(tensors, worst) > self.config.scratchpad_words:
+            raise _DoesNotFit(worst)
+        for share, early, slots in _STRIP_PLANS if spilled else _STRIP_PLANS[:1]:
+            plans, buffers = self._plans(tensors, spilled, share, early, slots)
+            everything = sorted([*tensors, *buffers], key=lambda t: (t.birth, -t.words))
+            placed: dict[str, int] = {}
+            apart = self._apart(spilled)
+            if _search(everything, 0, placed, apart, self.config, [_SEARCH_LIMIT]):
+                return self._result(spilled, plans, placed)
+        # With strips of one row each, which layer is the tightest?
+        raise _DoesNotFit(
+            max(range(len(self.graph.layers)), key=lambda i: self._demand(everything, i))
         )
-    return replace(graph, addresses=placed)
 
+    @staticmethod
+    def _demand(tensors: Iterable[_Tensor], index: int) -> int:
+        """Words alive while layer `index` runs."""
+        return sum(t.words for t in tensors if t.alive_at(index))
 
-def _lifetimes(graph: MachineGraph) -> list[_Tensor]:
-    """List tensors in order of birth; the network's outputs live to the end."""
-    tensors = {graph.input: _Tensor(graph.input, graph.layouts[graph.input].words, -1, -1)}
-    for index, layer in enumerate(graph.layers):
-        for name in (layer.input, layer.residual):
-            if name is not None:
-                tensors[name].death = index
-        words = graph.layouts[layer.output].words
-        tensors[layer.output] = _Tensor(layer.output, words, index, index)
-    for name in graph.outputs:
-        tensors[name].death = len(graph.layers)
-    return list(tensors.values())
+    def explain(self, index: int) -> str:
+        """Say what layer `index` would need at the least."""
+        layer = self.graph.layers[index]
+        rows = {"input": layer.span, "residual": 1, "output": 1}
+        chunks = self._chunks(layer, True)
+        need = {
+            role: rows[role] * self._row_words(layer, role, name, chunks)
+            for role, name in _roles(layer)
+        }
+        listed = ", ".join(f"{role} {words}" for role, words in need.items())
+        return (
+            f"layer {layer.name!r} needs {sum(need.values())} scratchpad words even in strips of "
+            f"one output row ({listed}), and the machine has {self.config.scratchpad_words} in "
+            f"{self.config.scratchpad_banks} banks, input and residual in different ones; try more "
+            "or larger banks, fewer channels, or a smaller input resolution"
+        )
 
+    def _apart(self, spilled: set[str]) -> dict[str, set[str]]:
+        """Which regions must not share a bank: those of a layer's input and residual."""
+        apart: dict[str, set[str]] = {}
+        for index, layer in enumerate(self.graph.layers):
+            if layer.residual is not None:
+                pair = [
+                    _buffer(index, role) if name in spilled else name
+                    for role, name in _roles(layer)[:2]
+                ]
+                for a, b in itertools.permutations(pair):
+                    apart.setdefault(a, set()).add(b)
+        return apart
 
-def _demand(tensors: list[_Tensor], index: int) -> int:
-    """Words alive while layer `index` runs."""
-    return sum(t.words for t in tensors if t.birth <= index <= t.death)
+    def _plans(
+        self, tensors: list[_Tensor], spilled: set[str], share: float, early: bool, slots: int
+    ) -> tuple[list[LayerPlan], list[_Tensor]]:
+        """Cut every layer into strips and chunks; list the strip buffers to place."""
+        plans, buffers = [], []
+        for index, layer in enumerate(self.graph.layers):
+            roles = [(role, name) for role, name in _roles(layer) if name in spilled]
+            chunks = self._chunks(layer, bool(roles))
+            height = self.graph.layouts[layer.output].height
+            if roles:
+                free = self.config.scratchpad_words - self._demand(tensors, index)
+                height = self._strip_height(layer, roles, chunks, int(free * share), slots)
+            strips = self._strips(layer, height)
+            regions = {}
+            for role, name in roles:
+                rows = self._buffer_rows(layer, role, strips)
+                used = slots if len(strips) * len(chunks) > 1 else 1
+                words = self._row_words(layer, role, name, chunks) * rows * used
+                birth = index - 1 if early and role != "output" else index
+                buffers.append(_Tensor(_buffer(index, role), words, birth, index))
+                regions[role] = Region(0, rows, used)
+            plans.append(LayerPlan(chunks, strips, regions))
+        return plans, buffers
 
+    def _chunks(self, layer: MachineLayer, spilled: bool) -> tuple[tuple[int, int], ...]:
+        """Cut the groups into chunks whose weights are on chip together, whole tiles each.
 
-def _check_demand(graph: MachineGraph, tensors: list[_Tensor], config: AcceleratorConfig) -> None:
-    for index, layer in enumerate(graph.layers):
-        needed = _demand(tensors, index)
-        if needed > config.scratchpad_words:
-            alive = ", ".join(f"{t.name} {t.words}" for t in tensors if t.birth <= index <= t.death)
-            raise PlacementError(
-                f"layer {layer.name!r} needs {needed} scratchpad words ({alive}), the machine "
-                f"has {config.scratchpad_words} (scratchpad_banks x scratchpad_bank_words); "
-                "try more or larger banks, fewer channels, or a smaller input resolution"
+        With every map on chip a chunk is a group: its weights are used up, then freed. A layer
+        that works lane by lane sees one tile of its input for each of its output.
+        """
+        count = len(layer.groups)
+        step = self.config.ti // self.config.tn
+        streamed_input = layer.input == self.graph.input and self._fits(layer, 0, count)
+        if not spilled and not streamed_input:
+            return tuple((g, g + 1) for g in range(count))
+        if spilled and layer.mode != Mode.DENSE:
+            return tuple((g, min(g + step, count)) for g in range(0, count, step))
+        chunks, first = [], 0
+        while first < count:
+            last = min(first + step, count)
+            while last < count and self._fits(layer, first, min(last + step, count)):
+                last = min(last + step, count)
+            chunks.append((first, last))
+            first = last
+        if len(chunks) == 2 and self._fits(layer, 0, count, share=0.9):
+            return ((0, count),)
+        return tuple(chunks)
+
+    def _fits(
+        self, layer: MachineLayer, first: int, last: int, share: float = _CHUNK_OF_SYNAPSE
+    ) -> bool:
+        rows = sum(group.synapse_rows + 2 for group in layer.groups[first:last])
+        return rows <= share * self.synapse_rows
+
+    def _row_words(
+        self, layer: MachineLayer, role: str, name: str, chunks: tuple[tuple[int, int], ...]
+    ) -> int:
+        """Words of one row of a strip buffer."""
+        layout = self.graph.layouts[name]
+        if role == "input":
+            return layout.row_words * max(len(input_tiles(layer, c, layout)) for c in chunks)
+        return layout.row_words * max(len(chunk_tiles(layer, c)) for c in chunks)
+
+    def _buffer_rows(self, layer: MachineLayer, role: str, strips: tuple[Strip, ...]) -> int:
+        if role != "input":
+            return max(strip.last - strip.first for strip in strips)
+        height = self.graph.layouts[layer.input].height
+        spans = (layer.input_rows(strip.first, strip.last, height) for strip in strips)
+        return max(last - first for first, last in spans)
+
+    def _strip_height(
+        self,
+        layer: MachineLayer,
+        roles: list[tuple[str, str]],
+        chunks: tuple[tuple[int, int], ...],
+        budget: int,
+        slots: int,
+    ) -> int:
+        """Return the most output rows of a strip whose buffers fit `budget`, at least one."""
+        whole = self.graph.layouts[layer.output].height
+        limit = self.config.scratchpad_bank_words if layer.residual is not None else budget
+        best = 1
+        for rows in range(1, whole + 1):
+            strips = (Strip(0, 0, rows),) if rows == whole else (Strip(0, 1, rows + 1),)
+            sizes = {
+                role: slots
+                * self._row_words(layer, role, name, chunks)
+                * self._buffer_rows(layer, role, strips)
+                for role, name in roles
+            }
+            shared = [sizes[role] for role in ("input", "residual") if role in sizes]
+            if sum(sizes.values()) > budget or max(shared, default=0) > limit:
+                break
+            best = rows
+        # Strips of equal height: the last one is no sliver.
+        return -(-whole // -(-whole // best))
+
+    def _strips(self, layer: MachineLayer, height: int) -> tuple[Strip, ...]:
+        """Cut the output's rows; small strips first where the picture comes from DDR."""
+        whole = self.graph.layouts[layer.output].height
+        strips = []
+        for image in range(self.slots):
+            first = 0
+            step = _FIRST_STRIP_ROWS if layer.input == self.graph.input else height
+            while first < whole:
+                last = min(first + min(step, height), whole)
+                if whole - last < min(step, height) // 2 and whole - first <= height:
+                    last = whole
+                strips.append(Strip(image, first, last))
+                first, step = last, step * _STRIP_GROWTH
+        return tuple(strips)
+
+    def _result(
+        self, spilled: set[str], plans: list[LayerPlan], placed: dict[str, int]
+    ) -> Placement:
+        """Fill in the addresses, and lay out DDR."""
+        graph, layouts = self.graph, self.graph.layouts
+        regions = {
+            name: Region(placed[name], layouts[name].height, self.slots)
+            for name in layouts
+            if name in placed
+        }
+        final = []
+        for index, plan in enumerate(plans):
+            buffers = {
+                role: Region(placed[_buffer(index, role)], region.rows, region.slots)
+                for role, region in plan.buffers.items()
+            }
+            final.append(LayerPlan(plan.chunks, plan.strips, buffers))
+        load = graph.input_load
+        image = load.plane_bytes * layouts[graph.input].tiles or (
+            load.pitch_bytes * layouts[graph.input].height
+        )
+        ddr = {
+            graph.input: DdrTensor(
+                BASE_INPUT, 0, _aligned(image), load.plane_bytes, load.pitch_bytes
             )
+        }
+        ends = {BASE_OUTPUT: 0, BASE_SCRATCH: 0}
+
+        def reserve(name: str, base: int) -> DdrTensor:
+            row = layouts[name].row_words * self.config.word_bytes
+            plane = row * layouts[name].height
+            size = _aligned(plane * layouts[name].tiles)
+            tensor = DdrTensor(base, ends[base], size, plane, row)
+            ends[base] += size * self.images
+            return tensor
+
+        outputs = {name: reserve(name, BASE_OUTPUT) for name in graph.outputs}
+        for name in layouts:
+            if name in spilled and name != graph.input:
+                ddr[name] = outputs[name] if name in outputs else reserve(name, BASE_SCRATCH)
+        return Placement(
+            regions,
+            ddr,
+            outputs,
+            tuple(final),
+            self.images,
+            self.layer_major,
+            ends[BASE_SCRATCH],
+        )
+
+
+def chunk_tiles(layer: MachineLayer, chunk: tuple[int, int]) -> range:
+    """Return the output tiles that a chunk of groups writes."""
+    first, last = layer.groups[chunk[0]], layer.groups[chunk[1] - 1]
+    return range(first.output_tile, last.output_tile + 1)
+
+
+def input_tiles(layer: MachineLayer, chunk: tuple[int, int], layout: TensorLayout) -> range:
+    """Return the input tiles that a chunk of groups reads: all, or lane by lane its own."""
+    return range(layout.tiles) if layer.mode == Mode.DENSE else chunk_tiles(layer, chunk)
+
+
+def _roles(layer: MachineLayer) -> list[tuple[str, str]]:
+    """List (role, tensor) of a layer; input and residual come first."""
+    roles = [("input", layer.input)]
+    if layer.residual is not None:
+        roles.append(("residual", layer.residual))
+    return [*roles, ("output", layer.output)]
+
+
+def _buffer(index: int, role: str) -> str:
+    """Name of a strip buffer; no tensor has it."""
+    return f"layer {index}: {role}"
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _DDR_ALIGNMENT) * _DDR_ALIGNMENT
 
 
 def _search(
@@ -112,7 +489,7 @@ def _search(
         budget[0] -= 1
         if budget[0] < 0:
             return False
-        if _fits(tensor, address, others, placed, apart, config):
+        if _is_free(tensor, address, others, placed, apart, config):
             placed[tensor.name] = address
             if _search(tensors, index + 1, placed, apart, config, budget):
                 return True
@@ -125,7 +502,7 @@ def _candidates(
     others: list[_Tensor],
     placed: dict[str, int],
     config: AcceleratorConfig,
-) -> list[int]:
+) -> Iterator[int]:
     """Addresses worth trying: at bank starts, and right behind or in front of living maps."""
     bank = config.scratchpad_bank_words
     found = {b * bank for b in range(config.scratchpad_banks)}
@@ -133,10 +510,10 @@ def _candidates(
     for other in others:
         found.add(placed[other.name] + other.words)
         found.add(placed[other.name] - tensor.words)
-    return sorted(a for a in found if 0 <= a <= config.scratchpad_words - tensor.words)
+    return iter(sorted(a for a in found if 0 <= a <= config.scratchpad_words - tensor.words))
 
 
-def _fits(
+def _is_free(
     tensor: _Tensor,
     address: int,
     others: list[_Tensor],
@@ -149,7 +526,7 @@ def _fits(
         start, stop = placed[other.name], placed[other.name] + other.words
         if address < stop and start < end:
             return False
-        if other.name in apart[tensor.name]:
+        if other.name in apart.get(tensor.name, ()):
             first, last = config.bank_of(address), config.bank_of(end - 1)
             if first <= config.bank_of(stop - 1) and config.bank_of(start) <= last:
                 return False

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The passes room: from placed layers to instructions for the three queues.
+"""The passes room: from the list of work to instructions for the three queues.
 
-Before: layers, groups and addresses. After: a setup program that fills SB and the tap buffer, and
-the program of one image::
+Before: runs of COMPUTEs and where everything lies. After: a setup program that fills SB and the tap
+buffer, and the program of one image (or of a batch)::
 
-    LOAD image                    signals compute
-    COMPUTE layer 1 group 0       waits for the load
+    LOAD first rows of the image  signals compute
+    LOAD the rows behind them     signals compute
+    COMPUTE layer 1, first rows   waits for the first load
+    COMPUTE layer 1, other rows   waits for the second
     COMPUTE ...
     COMPUTE last layer            signals store
     STORE logits                  waits for compute
     END
 
+Jobs are made in an order that would be right one after the other. `passes/hazards.py` finds what
+each must really wait for, and LOADs are moved up as far as what they overwrite allows.
+
 Where all groups fit SB, their rows stay resident and the setup program loads them once. Where they
-do not, SB and the tap buffer are rings: each group's rows are loaded ahead of its COMPUTE, waiting
-only for the COMPUTE that frees the place.
+do not, SB and the tap buffer are rings: a block is loaded ahead of its first COMPUTE, and stays
+until the ring comes round to it.
 
 Between COMPUTEs there is no scoreboard. The array issues a step a cycle and never stalls, so the
 cycle in which a result becomes readable is known here, and `start_delay` holds a layer back just
@@ -23,40 +28,29 @@ long enough for what its first steps read.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwgen.arch import isa
-from hwgen.arch.bundle import (
-    BASE_CONSTANTS,
-    BASE_INPUT,
-    BASE_OUTPUT,
-    LayerRecord,
-    Placement,
-    TensorPlacement,
-)
+from hwgen.arch.bundle import BASE_CONSTANTS, LayerRecord, Placement, TensorPlacement
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.isa import LoadTarget, Opcode
+from hwgen.arch.isa import LoadTarget, Mode, Opcode, Queue
 from hwgen.arch.timing import MIN_STEP_GAP_CYCLES, read_after_write_cycles
 from hwgen.ir.graph import Graph
-from hwgen.ir.machine import Group, MachineGraph, MachineLayer, Tap, TensorLayout
+from hwgen.ir.machine import MachineGraph
+from hwgen.passes import place
+from hwgen.passes.hazards import Hazards, Instruction, Job, give_tokens
+from hwgen.passes.work import ADDRESS_MODULUS, Block, Run, Window, Work, WorkList
 
-_ADDRESS_MODULUS = 1 << 16
-_MAX_BLOCKS_AHEAD = 128
+_MAX_COMPUTES_AHEAD = 128
 
 
 class CapacityError(ValueError):
     """One group's weights or taps exceed an on-chip buffer; the message names the layer."""
-
-
-@dataclass
-class Instruction:
-    """One instruction before encoding."""
-
-    opcode: Opcode
-    fields: dict[str, int]
 
 
 @dataclass
@@ -65,53 +59,29 @@ class Schedule:
 
     setup: list[Instruction]
     program: list[Instruction]
-    constants: bytearray
+    constants: bytes
     placement: Placement
     input: TensorPlacement
     outputs: tuple[TensorPlacement, ...]
-    output_bytes: int
     layers: tuple[LayerRecord, ...]
     resident: bool
 
 
-@dataclass
-class _Block:
-    """Constants that one COMPUTE needs on chip, and where they lie."""
-
-    data: bytes
-    target: LoadTarget
-    units: int
-    address: int = 0
-
-
-@dataclass
-class _Work:
-    """One COMPUTE with its layer, group, SB block and tap block."""
-
-    layer: MachineLayer
-    group: Group
-    synapse: _Block
-    taps: _Block
-    fields: dict[str, int] = field(default_factory=dict)
-
-
 def schedule(
     graph: MachineGraph,
+    placed: place.Placement,
     quantized: Graph,
     config: AcceleratorConfig,
-    synapse_row: int = 0,
-    tap_entry: int = 0,
+    free: Placement,
 ) -> Schedule:
     """Turn a placed machine graph into instructions.
 
     Parameters
     ----------
-    graph
-        With addresses.
     quantized
         The graph it came from, for the scales of inputs and outputs.
-    synapse_row, tap_entry
-        First SB row and tap entry this network may use: what is below stays untouched, so that
+    free
+        SB rows and tap entries that this network may use; what is outside stays untouched, so that
         several networks can be resident together.
 
     Raises
@@ -119,287 +89,377 @@ def schedule(
     CapacityError
         When a single group does not fit SB or the tap buffer.
     """
-    works = _works(graph)
-    _check_capacity(works, config, synapse_row, tap_entry)
-    rows = sum(work.synapse.units for work in works)
-    tap_blocks = list({id(work.taps): work.taps for work in works}.values())
-    entries = sum(block.units for block in tap_blocks)
-    resident = (
-        synapse_row + rows <= config.synapse_rows and tap_entry + entries <= config.tap_entries
-    )
-    constants = bytearray()
-    setup: list[Instruction] = []
-    program = [_load_input(graph)]
-    compute = [_compute(graph, work) for work in works]
-    compute[0].fields["wait_load"] = 1
+    _check_capacity(graph, config, free)
+    work = WorkList(graph, placed, config, streamed=False)
+    rows = sum(block.units for block in work.synapse_blocks)
+    entries = sum(block.units for block in work.tap_blocks)
+    resident = rows <= free.synapse_rows and entries <= free.tap_entries
     if resident:
-        setup = _setup(works, tap_blocks, synapse_row, tap_entry, constants)
-        placement = Placement(synapse_row, rows, tap_entry, entries)
-        emitted = list(compute)
+        used = replace(free, synapse_rows=rows, tap_entries=entries)
     else:
-        placement = Placement(
-            synapse_row,
-            config.synapse_rows - synapse_row,
-            tap_entry,
-            config.tap_entries - tap_entry,
-        )
-        emitted = _stream(works, compute, config, placement, constants)
-        # The image comes first in the same queue: whoever waits for constants has it too.
-        program[0].fields["signal_compute"] = 0
-    for work, instruction in zip(works, compute, strict=True):
-        instruction.fields["synapse_address"] = work.synapse.address
-        instruction.fields["tap_address"] = work.taps.address
-    _set_start_delays(graph, works, compute, config)
-    program += emitted
-    compute[-1].fields["signal_store"] = 1
-    outputs, output_bytes, stores = _outputs(graph, quantized, config)
-    stores[0].fields["wait_compute"] = 1
-    program += stores
-    program.append(Instruction(Opcode.END, {}))
+        used, work = free, WorkList(graph, placed, config, streamed=True)
+    constants, setup = _place_constants(work, used, resident)
+    jobs = _Jobs(graph, placed, config, None if resident else used)
+    jobs.make(work.runs)
+    program = list(jobs.in_program_order())
     return Schedule(
         setup,
         program,
         constants,
-        placement,
-        _input_placement(graph, quantized),
-        outputs,
-        output_bytes,
-        _records(graph, works, compute, program, config),
+        used,
+        _input_placement(graph, placed, quantized),
+        tuple(_output_placement(graph, placed, quantized, n, config) for n in graph.outputs),
+        _records(graph, placed, jobs, program, config),
         resident,
     )
 
 
-def _works(graph: MachineGraph) -> list[_Work]:
-    """One entry a COMPUTE; equal tap lists share one block."""
-    blocks: dict[tuple[Tap, ...], _Block] = {}
-    works = []
+def _check_capacity(graph: MachineGraph, config: AcceleratorConfig, free: Placement) -> None:
+    """Insist that each group fits the buffers by itself."""
     for layer in graph.layers:
         for group in layer.groups:
-            if group.taps not in blocks:
-                data = b"".join(_encode_tap(tap) for tap in group.taps)
-                blocks[group.taps] = _Block(data, LoadTarget.TAP, len(group.taps))
-            synapse = _Block(group.synapse.tobytes(), LoadTarget.SYNAPSE, len(group.synapse))
-            works.append(_Work(layer, group, synapse, blocks[group.taps]))
-    return works
+            for what, units, size in (
+                ("synapse_rows", group.synapse_rows, free.synapse_rows),
+                ("tap_entries", len(group.taps), free.tap_entries),
+            ):
+                if units > size:
+                    raise CapacityError(
+                        f"a group of layer {layer.name!r} needs {units} of {what}, the machine has "
+                        f"{size} free of {getattr(config, what)}; try a configuration with more "
+                        f"{what}, or fewer input channels or a smaller kernel in this layer"
+                    )
 
 
-def _encode_tap(tap: Tap) -> bytes:
-    word = isa.TAP.pack({"offset": tap.offset % _ADDRESS_MODULUS, "dy": tap.dy, "dx": tap.dx})
-    return word.to_bytes(isa.TAP_BYTES, "little")
+def _place_constants(
+    work: WorkList, used: Placement, resident: bool
+) -> tuple[bytes, list[Instruction]]:
+    """Lay out all blocks in DDR, and for good on chip where they stay; with the setup program."""
+    constants, setup = bytearray(), []
+    for blocks, address in (
+        (work.synapse_blocks, used.synapse_row),
+        (work.tap_blocks, used.tap_entry),
+    ):
+        whole = Block(
+            b"".join(block.data for block in blocks),
+            blocks[0].target,
+            0,
+            len(constants),
+            address,
+        )
+        for block in blocks:
+            block.offset_bytes = len(constants)
+            constants += block.data
+            if resident:
+                block.address = address
+                address += block.units
+        setup.append(_load_block(whole))
+    setup.append(Instruction(Opcode.END, {}))
+    return bytes(constants), setup if resident else []
 
 
-def _check_capacity(
-    works: list[_Work], config: AcceleratorConfig, synapse_row: int, tap_entry: int
-) -> None:
-    for work in works:
-        for block, first, size, what in (
-            (work.synapse, synapse_row, config.synapse_rows, "synapse_rows"),
-            (work.taps, tap_entry, config.tap_entries, "tap_entries"),
-        ):
-            if block.units > size - first:
-                raise CapacityError(
-                    f"a group of layer {work.layer.name!r} needs {block.units} of {what}, the "
-                    f"machine has {size - first} free of {size}; try a configuration with more "
-                    f"{what}, or fewer input channels or a smaller kernel in this layer"
+def _load_block(block: Block) -> Instruction:
+    """Load a block of constants, its checksum checked."""
+    fields = {
+        "target": block.target,
+        "base": BASE_CONSTANTS,
+        "offset_bytes": block.offset_bytes,
+        "row_bytes": len(block.data),
+        "rows": 1,
+        "destination": block.address,
+        "check": 1,
+        "crc32": zlib.crc32(block.data),
+    }
+    return Instruction(Opcode.LOAD, fields)
+
+
+class _Ring:
+    """A buffer whose places are handed out round and round."""
+
+    def __init__(self, first: int, size: int) -> None:
+        self._first, self._size, self._next = first, size, 0
+        self._blocks: list[Block] = []
+
+    def holds(self, block: Block) -> bool:
+        """Tell whether a block is on chip."""
+        return block in self._blocks
+
+    def take(self, block: Block) -> None:
+        """Give a block the next place; whatever was there is gone."""
+        if self._next + block.units > self._size:
+            self._next = 0
+        block.address = self._first + self._next
+        self._next += block.units
+        end = block.address + block.units
+        self._blocks = [
+            b for b in self._blocks if b.address >= end or block.address >= b.address + b.units
+        ]
+        self._blocks.append(block)
+
+
+class _Jobs:
+    """The jobs of the three queues.
+
+    `streaming` says where the rings lie, or is None where all constants are resident.
+    """
+
+    def __init__(
+        self,
+        graph: MachineGraph,
+        placed: place.Placement,
+        config: AcceleratorConfig,
+        streaming: Placement | None,
+    ) -> None:
+        self.graph, self.placed, self.config = graph, placed, config
+        self.jobs: dict[Queue, list[Job]] = {queue: [] for queue in Queue}
+        self.works: list[Work] = []
+        self._hazards = Hazards(config)
+        self._picture_rows: dict[int, int] = {}
+        self._rings = None
+        if streaming is not None:
+            self._rings = {
+                LoadTarget.SYNAPSE: _Ring(streaming.synapse_row, streaming.synapse_rows),
+                LoadTarget.TAP: _Ring(streaming.tap_entry, streaming.tap_entries),
+            }
+
+    def make(self, runs: Sequence[Run]) -> None:
+        """Make all jobs: for each run its loads, its COMPUTEs, its stores."""
+        for run in runs:
+            self._load_run(run)
+            for work in run.works:
+                self._load_constants(work)
+                self._compute(work)
+            self._store_run(run)
+        computes = [job.instruction for job in self.jobs[Queue.COMPUTE]]
+        _set_start_delays(self.works, computes, self.config)
+        give_tokens(self.jobs)
+
+    def _add(self, opcode: Opcode, fields: dict[str, int]) -> Job:
+        queue = isa.QUEUE_OF[opcode]
+        mine = self.jobs[queue]
+        before = len(self.jobs[Queue.COMPUTE])
+        mine.append(Job(Instruction(opcode, fields), queue, len(mine), before))
+        return mine[-1]
+
+    def _load_constants(self, work: Work) -> None:
+        """Load the blocks of a COMPUTE that are not on chip (any more)."""
+        for block in (work.code.block, work.taps):
+            if self._rings is not None and not self._rings[block.target].holds(block):
+                self._rings[block.target].take(block)
+                job = self._add(Opcode.LOAD, _load_block(block).fields)
+                part = slice(block.address, block.address + block.units)
+                self._hazards.constants[block.target].write(job, [part])
+
+    def _compute(self, work: Work) -> None:
+        run, block = work.run, work.code.block
+        job = self._add(Opcode.COMPUTE, _compute_fields(work))
+        self.works.append(work)
+        constants, scratchpad = self._hazards.constants, self._hazards.scratchpad
+        rows = slice(block.address, block.address + block.units)
+        constants[LoadTarget.SYNAPSE].read(job, [rows])
+        taps = slice(work.taps.address, work.taps.address + work.taps.units)
+        constants[LoadTarget.TAP].read(job, [taps])
+        low, high = run.layer.input_rows(work.first, work.last, run.input.layout.height)
+        tile = work.code.group.output_tile
+        here = range(tile, tile + 1)
+        seen = run.input_tiles if run.layer.mode == Mode.DENSE else here
+        scratchpad.read(job, run.input.words(seen, low, high))
+        if run.residual is not None:
+            scratchpad.read(job, run.residual.words(here, work.first, work.last))
+        scratchpad.write(job, run.output.words(here, work.first, work.last))
+
+    def _load_run(self, run: Run) -> None:
+        """Load what a run sees of tensors that come from DDR, and is not there yet."""
+        layer, strip = run.layer, run.strip
+        low, high = run.input_rows
+        if "input" in run.plan.buffers:
+            self._load_rows(layer.input, run.image, run.input, run.input_tiles, low, high)
+        elif layer.input == self.graph.input:
+            self._load_picture(run.image, run.input, high)
+        if run.residual is not None and layer.residual is not None:
+            if "residual" in run.plan.buffers:
+                rows = strip.first, strip.last
+                self._load_rows(layer.residual, run.image, run.residual, run.tiles, *rows)
+            elif layer.residual == self.graph.input:
+                self._load_picture(run.image, run.residual, strip.last)
+
+    def _load_picture(self, image: int, window: Window, high: int) -> None:
+        """Load the network's input up to row `high`; it stays on chip."""
+        done = self._picture_rows.get(image, 0)
+        if high > done:
+            tiles = range(window.layout.tiles)
+            self._load_rows(self.graph.input, image, window, tiles, done, high)
+            self._picture_rows[image] = high
+        if high == window.layout.height > done and self.graph.input in self.graph.outputs:
+            self._store_rows(self.graph.input, image, window, tiles, 0, high)
+
+    def _load_rows(
+        self, name: str, image: int, window: Window, tiles: range, first: int, last: int
+    ) -> None:
+        """Load rows [first, last) of some tiles of a tensor."""
+        ddr, layout, load = self.placed.ddr[name], window.layout, self.graph.input_load
+        if name == self.graph.input:
+            width = layout.shape[2] * load.pixel_bytes
+            packing = {
+                "lead_bytes": load.lead_bytes,
+                "step_bytes": load.step_bytes,
+                "take_bytes": load.take_bytes,
+                "pad_value": self.graph.input_pad_value,
+            }
+        else:
+            width = ddr.row_bytes
+            packing = {"step_bytes": self.config.ti, "take_bytes": self.config.ti}
+        # Rows that lie end to end on both sides are loaded as one, and then tiles are the rows.
+        dense = width == ddr.row_bytes == layout.row_words * packing["step_bytes"]
+        parts = [tiles] if dense else [range(tile, tile + 1) for tile in tiles]
+        for part in parts:
+            joined = last - first if dense else 1
+            fields = {
+                "target": LoadTarget.SCRATCHPAD,
+                "base": ddr.base,
+                "offset_bytes": ddr.at(image, part[0], first),
+                "pitch_bytes": ddr.plane_bytes if dense else ddr.row_bytes,
+                "row_bytes": joined * width,
+                "rows": len(part) if dense else last - first,
+                "destination": window.at(part[0], first),
+                "destination_pitch": window.plane_words if dense else layout.row_words,
+                "words_per_row": joined * layout.row_words,
+                **packing,
+            }
+            if fields["rows"] == 1:
+                fields |= {"pitch_bytes": 0, "destination_pitch": 0}
+            job = self._add(Opcode.LOAD, fields)
+            self._hazards.scratchpad.write(job, window.words(part, first, last))
+            rows = self._hazards.ddr(name, image, layout.tiles * layout.height)
+            rows.read(
+                job, [slice(t * layout.height + first, t * layout.height + last) for t in part]
+            )
+
+    def _store_run(self, run: Run) -> None:
+        """Store what a run wrote, where its home is DDR; an output when it is whole."""
+        name, strip, window = run.layer.output, run.strip, run.output
+        if "output" in run.plan.buffers:
+            self._store_rows(name, run.image, window, run.tiles, strip.first, strip.last)
+        elif name in self.placed.outputs and run.last_of_layer:
+            layout = window.layout
+            self._store_rows(name, run.image, window, range(layout.tiles), 0, layout.height)
+
+    def _store_rows(
+        self, name: str, image: int, window: Window, tiles: range, first: int, last: int
+    ) -> None:
+        """Store rows [first, last) of some tiles of a tensor."""
+        ddr = self.placed.outputs[name] if name in self.placed.outputs else self.placed.ddr[name]
+        layout, joined = window.layout, last - first
+        if last - first == layout.height == window.rows:
+            # Whole tiles lie end to end on both sides.
+            fields = {"rows": 1, "words_per_row": len(tiles) * joined * layout.row_words}
+        else:
+            fields = {
+                "rows": len(tiles),
+                "words_per_row": joined * layout.row_words,
+                "pitch_bytes": ddr.plane_bytes,
+                "source_pitch": window.plane_words,
+            }
+        fields |= {
+            "base": ddr.base,
+            "offset_bytes": ddr.at(image, tiles[0], first),
+            "source": window.at(tiles[0], first),
+        }
+        job = self._add(Opcode.STORE, fields)
+        self._hazards.scratchpad.read(job, window.words(tiles, first, last))
+        rows = self._hazards.ddr(name, image, layout.tiles * layout.height)
+        rows.write(job, [slice(t * layout.height + first, t * layout.height + last) for t in tiles])
+
+    def in_program_order(self) -> Iterator[Instruction]:
+        """Give all instructions: LOADs as early as may be, STOREs right behind their COMPUTE.
+
+        The dispatcher hands out instructions in order: LOADs too far ahead of their COMPUTE would
+        fill the load queue and keep the COMPUTEs behind them from being dispatched.
+        """
+        loads = deque(self.jobs[Queue.LOAD])
+        stores = deque(self.jobs[Queue.STORE])
+        stored = 0
+        ahead: deque[int] = deque()  # COMPUTEs before each LOAD that was moved up
+        for number, compute in enumerate(self.jobs[Queue.COMPUTE]):
+            while ahead and ahead[0] <= number:
+                ahead.popleft()
+            while loads:
+                load = loads[0]
+                early = (
+                    len(ahead) < self.config.queue_depth
+                    and load.computes_before <= number + _MAX_COMPUTES_AHEAD
+                    and load.after.get(Queue.COMPUTE, -1) < number
+                    and load.after.get(Queue.STORE, -1) < stored
                 )
+                if load.computes_before > number:
+                    if not early:
+                        break
+                    ahead.append(load.computes_before)
+                yield loads.popleft().instruction
+            while stores and stores[0].computes_before <= number:  # an input that is an output
+                stored += 1
+                yield stores.popleft().instruction
+            yield compute.instruction
+            while stores and stores[0].computes_before == number + 1:
+                stored += 1
+                yield stores.popleft().instruction
+        for job in (*loads, *stores):
+            yield job.instruction
+        yield Instruction(Opcode.END, {})
 
 
-def _load_input(graph: MachineGraph) -> Instruction:
-    load, layout = graph.input_load, graph.layouts[graph.input]
-    _, rows, width = layout.shape
-    row_bytes, words = width * load.pixel_bytes, load.words_per_row
-    if load.lead_bytes == 0 and row_bytes == load.pitch_bytes == words * load.step_bytes:
-        # Without padding the rows lie end to end on both sides: one long row is quicker.
-        rows, row_bytes, words = 1, rows * row_bytes, rows * words
-    return Instruction(
-        Opcode.LOAD,
-        {
-            "signal_compute": 1,
-            "target": LoadTarget.SCRATCHPAD,
-            "base": BASE_INPUT,
-            "pitch_bytes": load.pitch_bytes,
-            "row_bytes": row_bytes,
-            "rows": rows,
-            "destination": graph.addresses[graph.input],
-            "destination_pitch": layout.row_words,
-            "words_per_row": words,
-            "lead_bytes": load.lead_bytes,
-            "step_bytes": load.step_bytes,
-            "take_bytes": load.take_bytes,
-            "pad_value": graph.input_pad_value,
-        },
-    )
+def _compute_fields(work: Work) -> dict[str, int]:
+    """Return all fields of a COMPUTE but its start delay and tokens.
 
-
-def _compute(graph: MachineGraph, work: _Work) -> Instruction:
-    """All of a COMPUTE but its SB and tap addresses and its start delay."""
-    layer, group = work.layer, work.group
-    into, out = graph.layouts[layer.input], graph.layouts[layer.output]
-    origin_y, origin_x = layer.origin
-    start = (
-        graph.addresses[layer.input]
-        + group.input_offset
-        + origin_y * into.row_words
-        + origin_x * into.tiles
-    )
+    Coordinates count from the first row (and column) that the COMPUTE looks at, or from the padding
+    in front of it, so that they are small for rows far down, too.
+    """
+    run, code = work.run, work.code
+    layer, group, into, out = run.layer, code.group, run.input, run.output
+    y, x = work.first * layer.stride[0] + layer.origin[0], layer.origin[1]
+    width = out.layout.shape[2]
+    if work.column is not None:
+        x, width = x + work.column * layer.stride[1], 1
+    _, high = layer.input_rows(work.first, work.last, into.layout.height)
+    top, left = max(0, y), max(0, x)
+    column = work.column or 0
     fields = {
         "mode": layer.mode,
-        "residual": int(layer.residual is not None),
-        "tap_count": len(group.taps),
-        "input_start": start % _ADDRESS_MODULUS,
-        "input_pixel_step": layer.stride[1] * into.tiles,
-        "input_row_step": layer.stride[0] * into.row_words,
-        "input_height": into.shape[1],
-        "input_width": into.width,
-        "origin_y": origin_y,
-        "origin_x": origin_x,
+        "residual": int(run.residual is not None),
+        "tap_address": work.taps.address + work.range.tap_first,
+        "tap_count": work.range.tap_last - work.range.tap_first,
+        "synapse_address": code.block.address + work.range.parameter_row,
+        "weight_address": code.block.address + code.weight_row,
+        "input_start": (into.at(group.input_tile, y) + x) % ADDRESS_MODULUS,
+        "input_pixel_step": layer.stride[1],
+        "input_row_step": layer.stride[0] * into.layout.row_words,
+        "input_height": max(high, top + 1) - top,
+        "input_width": max(into.layout.width, left + 1) - left,
+        "origin_y": y - top,
+        "origin_x": x - left,
         # A global pool's stride may exceed the field, and a single output takes no stride.
-        "stride_y": layer.stride[0] if out.shape[1] > 1 else 1,
-        "stride_x": layer.stride[1] if out.shape[2] > 1 else 1,
+        "stride_y": layer.stride[0] if work.last - work.first > 1 else 1,
+        "stride_x": layer.stride[1] if width > 1 else 1,
         "pad_value": layer.pad_value,
-        "output_address": graph.addresses[layer.output] + group.output_offset,
-        "output_pixel_step": out.tiles,
-        "output_row_step": out.row_words,
-        "output_height": out.shape[1],
-        "output_width": out.shape[2],
+        "output_address": out.at(group.output_tile, work.first) + column,
+        "output_pixel_step": 1,
+        "output_row_step": out.layout.row_words,
+        "output_height": work.last - work.first,
+        "output_width": width,
         "lane_block": group.lane_block,
         "residual_zero_point": layer.residual_zero_point,
         "zero_point": layer.zero_point,
         "lo": layer.lo,
         "hi": layer.hi,
     }
-    if layer.residual is not None:
-        fields["residual_address"] = graph.addresses[layer.residual] + group.output_offset
-    return Instruction(Opcode.COMPUTE, fields)
-
-
-def _load_block(data: bytes, target: LoadTarget, address: int, constants: bytearray) -> Instruction:
-    """Append `data` to the constants and load it from there, its checksum checked."""
-    offset = len(constants)
-    constants += data
-    return Instruction(
-        Opcode.LOAD,
-        {
-            "target": target,
-            "base": BASE_CONSTANTS,
-            "offset_bytes": offset,
-            "row_bytes": len(data),
-            "rows": 1,
-            "destination": address,
-            "check": 1,
-            "crc32": zlib.crc32(data),
-        },
-    )
-
-
-def _setup(
-    works: list[_Work],
-    tap_blocks: list[_Block],
-    synapse_row: int,
-    tap_entry: int,
-    constants: bytearray,
-) -> list[Instruction]:
-    """Place every block for good and load each buffer with one LOAD."""
-    program = []
-    for blocks, first in (
-        ([work.synapse for work in works], synapse_row),
-        (tap_blocks, tap_entry),
-    ):
-        address = first
-        for block in blocks:
-            block.address = address
-            address += block.units
-        data = b"".join(block.data for block in blocks)
-        program.append(_load_block(data, blocks[0].target, first, constants))
-    program.append(Instruction(Opcode.END, {}))
-    return program
-
-
-class _Ring:
-    """Addresses handed out round and round; tells which earlier COMPUTE must be over first."""
-
-    def __init__(self, first: int, size: int) -> None:
-        self._first, self._size, self._next = first, size, 0
-        self._blocks: list[tuple[int, int, int]] = []
-
-    def take(self, units: int, user: int) -> tuple[int, int]:
-        """Return (address, last COMPUTE that used the place or -1) of a block for `user`."""
-        if self._next + units > self._size:
-            self._next = 0
-        start, self._next = self._next, self._next + units
-        over = [b for b in self._blocks if b[0] < start + units and start < b[0] + b[1]]
-        self._blocks = [b for b in self._blocks if b not in over]
-        self._blocks.append((start, units, user))
-        return self._first + start, max((b[2] for b in over), default=-1)
-
-    def touch(self, address: int, user: int) -> None:
-        """Note that a later COMPUTE uses a block that is still there."""
-        self._blocks = [
-            (start, units, user if self._first + start == address else old)
-            for start, units, old in self._blocks
-        ]
-
-    def holds(self, address: int, units: int) -> bool:
-        """Tell whether the block placed at `address` is still whole."""
-        return any(self._first + b[0] == address and b[1] == units for b in self._blocks)
-
-
-def _stream(
-    works: list[_Work],
-    compute: list[Instruction],
-    config: AcceleratorConfig,
-    placement: Placement,
-    constants: bytearray,
-) -> list[Instruction]:
-    """Interleave LOADs of each group's constants with the COMPUTEs, tokens included."""
-    synapses = _Ring(placement.synapse_row, placement.synapse_rows)
-    taps = _Ring(placement.tap_entry, placement.tap_entries)
-    on_chip: dict[int, _Block] = {}
-    # loads[i]: the LOADs that COMPUTE i needs; after[i]: the COMPUTE that must be over first.
-    loads: list[list[Instruction]] = []
-    after: list[int] = []
-    for index, work in enumerate(works):
-        needed: list[Instruction] = []
-        address, freed = synapses.take(work.synapse.units, index)
-        work.synapse.address = address
-        needed.append(_load_block(work.synapse.data, LoadTarget.SYNAPSE, address, constants))
-        shared = on_chip.get(id(work.taps))
-        if shared is not None and taps.holds(shared.address, shared.units):
-            work.taps = shared
-            taps.touch(shared.address, index)
-        else:
-            address, tap_freed = taps.take(work.taps.units, index)
-            freed = max(freed, tap_freed)
-            placed = _Block(work.taps.data, LoadTarget.TAP, work.taps.units, address)
-            on_chip[id(work.taps)] = placed
-            work.taps = placed
-            needed.append(_load_block(placed.data, LoadTarget.TAP, address, constants))
-        loads.append(needed)
-        after.append(max(freed, index - _MAX_BLOCKS_AHEAD))
-    program: list[Instruction] = []
-    waited, emitted = -1, 0
-    for index, instruction in enumerate(compute):
-        # The dispatcher hands out instructions in order: LOADs too far ahead of their COMPUTE
-        # would fill the load queue and keep the COMPUTEs behind them from being dispatched.
-        ahead = index + config.queue_depth
-        while emitted < min(len(loads), ahead + 1) and after[emitted] < index:
-            if after[emitted] > waited:
-                waited = after[emitted]
-                compute[waited].fields["signal_load"] = 1
-                loads[emitted][0].fields["wait_compute"] = 1
-            loads[emitted][-1].fields["signal_compute"] = 1
-            program += loads[emitted]
-            emitted += 1
-        instruction.fields["wait_load"] = 1
-        program.append(instruction)
-    return program
+    if layer.mode == Mode.DENSE:
+        fields["weight_address"] += work.range.tap_first
+    if run.residual is not None:
+        fields["residual_address"] = run.residual.at(group.output_tile, work.first) + column
+    return fields
 
 
 def _set_start_delays(
-    graph: MachineGraph,
-    works: list[_Work],
-    compute: list[Instruction],
-    config: AcceleratorConfig,
+    works: Sequence[Work], computes: Sequence[Instruction], config: AcceleratorConfig
 ) -> None:
     """Hold each COMPUTE back until what its first steps read has been written.
 
@@ -412,14 +472,14 @@ def _set_start_delays(
     # A residual is read when its pixel's sums are done, so the last ones while the next COMPUTE
     # already reads its input: those two must not meet in one bank either.
     residual_until = np.full(config.scratchpad_banks, -distance, dtype=np.int64)
-    for work, instruction in zip(works, compute, strict=True):
+    for work, instruction in zip(works, computes, strict=True):
         f = instruction.fields
         interval = max(f["tap_count"], config.tp)
-        address, time = _first_reads(f, work.group.taps, interval, config)
+        address, time = _first_reads(f, work, interval, config)
         late = readable[address] - time
         soonest = slot_end + MIN_STEP_GAP_CYCLES + config.parameter_rows
         start = max(soonest, int(late.max(initial=0)))
-        for bank in _banks(graph, work.layer.input, config):
+        for bank in _banks(work.run.input, config):
             start = max(start, int(residual_until[bank]))
         f["start_delay"] = min(start - last_step, isa.COMPUTE.by_name["start_delay"].maximum)
         pairs = -(-f["output_width"] // config.tp)
@@ -433,28 +493,31 @@ def _set_start_delays(
             readable[word[keep]] = done[keep] + distance
         slot_end = start + count * interval - 1
         last_step = slot_end - interval + f["tap_count"]
-        residual_until[list(_banks(graph, work.layer.residual, config))] = last_step + distance
+        if work.run.residual is not None:
+            residual_until[_banks(work.run.residual, config)] = last_step + distance
 
 
-def _banks(graph: MachineGraph, name: str | None, config: AcceleratorConfig) -> set[int]:
-    """Banks that a tensor lies in; none for no tensor."""
-    if name is None:
-        return set()
-    first, words = graph.addresses[name], graph.layouts[name].words
-    return set(range(config.bank_of(first), config.bank_of(first + words - 1) + 1))
+def _banks(window: Window, config: AcceleratorConfig) -> list[int]:
+    """Banks that a window lies in."""
+    layout = window.layout
+    tiles = min(layout.tiles, max(1, config.scratchpad_words // max(1, window.plane_words)))
+    last = min(window.address + tiles * window.plane_words, config.scratchpad_words) - 1
+    return list(range(config.bank_of(window.address), config.bank_of(last) + 1))
 
 
 def _first_reads(
-    f: dict[str, int], taps: tuple[Tap, ...], interval: int, config: AcceleratorConfig
+    f: dict[str, int], work: Work, interval: int, config: AcceleratorConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Words read in the first steps, while older writes are under way, and each one's step number.
 
     A residual is read later than its pixel's first step, and counted as if read then.
     """
+    taps = work.code.group.taps[work.range.tap_first : work.range.tap_last]
+    offset = work.offsets[work.range.tap_first : work.range.tap_last]
+    dy, dx = (np.array([getattr(tap, n) for tap in taps]) for n in ("dy", "dx"))
     pairs = -(-f["output_width"] // config.tp)
     count = min(f["output_height"] * pairs, -(-read_after_write_cycles(config) // interval))
     pixel = np.arange(count)
-    offset, dy, dx = (np.array([getattr(t, n) for t in taps]) for n in ("offset", "dy", "dx"))
     words, times = [], []
     for p in range(config.tp):
         y, x = pixel // pairs, pixel % pairs * config.tp + p
@@ -462,7 +525,7 @@ def _first_reads(
         iy = (f["origin_y"] + y * f["stride_y"])[:, None] + dy
         ix = (f["origin_x"] + x * f["stride_x"])[:, None] + dx
         base = f["input_start"] + y * f["input_row_step"] + x * f["input_pixel_step"]
-        address = (base[:, None] + offset) % _ADDRESS_MODULUS
+        address = (base[:, None] + offset) % ADDRESS_MODULUS
         inside = (iy >= 0) & (iy < f["input_height"]) & (ix >= 0) & (ix < f["input_width"])
         inside &= real[:, None]
         time = pixel[:, None] * interval + np.arange(len(taps))
@@ -475,87 +538,81 @@ def _first_reads(
     return np.concatenate(words), np.concatenate(times)
 
 
-def _input_placement(graph: MachineGraph, quantized: Graph) -> TensorPlacement:
-    load, shape = graph.input_load, graph.layouts[graph.input].shape
-    quant = quantized[graph.input].type.quant
-    assert quant is not None
-    return TensorPlacement(
-        name=graph.input,
-        shape=shape,
-        scale=quant.scale,
-        zero_point=quant.zero_point,
-        offset_bytes=0,
-        pitch_bytes=load.pitch_bytes,
-        size_bytes=load.pitch_bytes * shape[1],
-        pixel_bytes=load.pixel_bytes,
-        lanes=tuple(range(shape[0])),
+def _input_placement(
+    graph: MachineGraph, placed: place.Placement, quantized: Graph
+) -> TensorPlacement:
+    load, layout = graph.input_load, graph.layouts[graph.input]
+    channels = range(layout.shape[0])
+    lanes = [c // load.pixel_bytes * load.plane_bytes + c % load.pixel_bytes for c in channels]
+    return _tensor(
+        graph.input, layout.shape, placed.ddr[graph.input], quantized, lanes, load.pixel_bytes
     )
 
 
-def _outputs(
-    graph: MachineGraph, quantized: Graph, config: AcceleratorConfig
-) -> tuple[tuple[TensorPlacement, ...], int, list[Instruction]]:
-    """Place the network's outputs in DDR as whole words, and store them there."""
-    tensors, stores, offset = [], [], 0
-    for name in graph.outputs:
-        layout, quant = graph.layouts[name], quantized[name].type.quant
-        assert quant is not None
-        pitch = layout.row_words * config.word_bytes
-        size = pitch * layout.shape[1]
-        lanes = np.argsort(np.array(layout.order))
-        tensors.append(
-            TensorPlacement(
-                name=name,
-                shape=layout.shape,
-                scale=quant.scale,
-                zero_point=quant.zero_point,
-                offset_bytes=offset,
-                pitch_bytes=pitch,
-                size_bytes=size,
-                pixel_bytes=layout.tiles * config.word_bytes,
-                lanes=tuple(int(lane) for lane in lanes),
-                vector=layout.shape[1:] == (1, 1),
-            )
-        )
-        stores.append(
-            Instruction(
-                Opcode.STORE,
-                {
-                    "base": BASE_OUTPUT,
-                    "offset_bytes": offset,
-                    "rows": 1,
-                    "words_per_row": layout.words,
-                    "source": graph.addresses[name],
-                },
-            )
-        )
-        offset += -(-size // 64) * 64
-    return tuple(tensors), offset, stores
+def _output_placement(
+    graph: MachineGraph,
+    placed: place.Placement,
+    quantized: Graph,
+    name: str,
+    config: AcceleratorConfig,
+) -> TensorPlacement:
+    layout, ddr = graph.layouts[name], placed.outputs[name]
+    positions = np.argsort(np.array(layout.order))
+    lanes = positions // config.ti * ddr.plane_bytes + positions % config.ti
+    return _tensor(name, layout.shape, ddr, quantized, lanes.tolist(), config.word_bytes)
+
+
+def _tensor(
+    name: str,
+    shape: tuple[int, int, int],
+    ddr: place.DdrTensor,
+    quantized: Graph,
+    lanes: Sequence[int],
+    pixel_bytes: int,
+) -> TensorPlacement:
+    quant = quantized[name].type.quant
+    assert quant is not None
+    return TensorPlacement(
+        name=name,
+        shape=shape,
+        scale=quant.scale,
+        zero_point=quant.zero_point,
+        offset_bytes=ddr.offset_bytes,
+        pitch_bytes=ddr.row_bytes,
+        size_bytes=ddr.image_bytes,
+        pixel_bytes=pixel_bytes,
+        lanes=tuple(lanes),
+        vector=shape[1:] == (1, 1) and name != quantized.inputs[0],
+    )
 
 
 def _records(
     graph: MachineGraph,
-    works: list[_Work],
-    compute: list[Instruction],
-    program: list[Instruction],
+    placed: place.Placement,
+    jobs: _Jobs,
+    program: Sequence[Instruction],
     config: AcceleratorConfig,
 ) -> tuple[LayerRecord, ...]:
-    """Say which instructions each layer became."""
+    """Say which instructions each layer became, for the first image where each has its own."""
     position = {id(instruction): index for index, instruction in enumerate(program)}
-    records = []
-    for layer in graph.layers:
-        mine = [i for w, i in zip(works, compute, strict=True) if w.layer is layer]
-        out: TensorLayout = graph.layouts[layer.output]
-        pairs = out.shape[1] * -(-out.shape[2] // config.tp)
-        records.append(
-            LayerRecord(
-                name=layer.name,
-                kind=layer.kind,
-                first_instruction=position[id(mine[0])],
-                last_instruction=position[id(mine[-1])],
-                macs=layer.macs,
-                steps=pairs * sum(len(group.taps) for group in layer.groups),
-                output_shape=out.shape,
-            )
+    mine: dict[int, list[Instruction]] = {id(layer): [] for layer in graph.layers}
+    for job, work in zip(jobs.jobs[Queue.COMPUTE], jobs.works, strict=True):
+        if placed.layer_major or work.run.image == 0:
+            mine[id(work.run.layer)].append(job.instruction)
+    return tuple(
+        LayerRecord(
+            name=layer.name,
+            kind=layer.kind,
+            first_instruction=min(position[id(i)] for i in mine[id(layer)]),
+            last_instruction=max(position[id(i)] for i in mine[id(layer)]),
+            macs=layer.macs,
+            steps=sum(
+                i.fields["tap_count"]
+                * i.fields["output_height"]
+                * -(-i.fields["output_width"] // config.tp)
+                for i in mine[id(layer)]
+            ),
+            output_shape=graph.layouts[layer.output].shape,
         )
-    return tuple(records)
+        for layer in graph.layers
+    )

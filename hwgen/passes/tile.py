@@ -65,13 +65,12 @@ def tile(graph: Graph, orders: Mapping[str, Order], config: AcceleratorConfig) -
         load,
         source.type.quant.zero_point,
         graph.outputs,
-        {},
     )
 
 
 def _layout(shape: tuple[int, int, int], order: Order, config: AcceleratorConfig) -> TensorLayout:
     tiles = -(-shape[0] // config.ti)
-    return TensorLayout(shape, tiles, shape[2] * tiles, 0, shape[2], order)
+    return TensorLayout(shape, tiles, shape[2], 0, shape[2], order)
 
 
 def _input_load(graph: Graph, source: Node, config: AcceleratorConfig) -> InputLoad:
@@ -87,11 +86,10 @@ def _input_load(graph: Graph, source: Node, config: AcceleratorConfig) -> InputL
         widest = max((n.kernel[1] for n in consumers if isinstance(n, QConv)), default=1)
         fold = max(1, min(widest, config.ti // channels))
     if fold == 1:
-        tiles = -(-channels // config.ti)
-        pixel_bytes = channels if tiles == 1 else tiles * config.ti
-        take = min(channels, config.ti) if tiles == 1 else config.ti
-        pitch = _round_up(width * pixel_bytes, BEAT_BYTES)
-        return InputLoad(pixel_bytes, pitch, 0, take, take, width * tiles, 1)
+        take = min(channels, config.ti)
+        pitch = _round_up(width * take, BEAT_BYTES)
+        plane = pitch * source.type.shape[1] if channels > config.ti else 0
+        return InputLoad(take, pitch, 0, take, take, width, 1, plane)
     convs = [node for node in consumers if isinstance(node, QConv)]
     lead = max(node.padding[1][0] for node in convs)
     words = max(
@@ -129,7 +127,7 @@ def _copy(
     )
     zeros = np.zeros(channels, np.int64)
     layout = layouts[name]
-    groups = _lane_groups(None, [(0, 0)], zeros, identity, layout, layout, config)
+    groups = _lane_groups(None, [(0, 0)], zeros, identity, layout, config)
     return MachineLayer(
         name=f"{name}.copy",
         kind="copy",
@@ -140,6 +138,7 @@ def _copy(
         groups=groups,
         stride=(1, 1),
         origin=(0, 0),
+        span=1,
         pad_value=0,
         zero_point=0,
         lo=-128,
@@ -174,9 +173,7 @@ def _lower(
             used = np.flatnonzero(weight.any(axis=0))
             used = used if len(used) else np.array([0])
             taps = [window[i] for i in used]
-            groups = _lane_groups(
-                weight[:, used], taps, node.bias, requantization, into, out, config
-            )
+            groups = _lane_groups(weight[:, used], taps, node.bias, requantization, out, config)
             macs = int(np.count_nonzero(weight)) * pixels
         else:
             mode = Mode.DENSE
@@ -188,7 +185,7 @@ def _lower(
         stride, padding, requantization = node.stride, node.padding, node.requantization
         zeros = np.zeros(node.type.shape[0], np.int64)
         window = _window(node.kernel, node.dilation)
-        groups = _lane_groups(None, window, zeros, requantization, into, out, config)
+        groups = _lane_groups(None, window, zeros, requantization, out, config)
         macs = 0
     else:
         assert isinstance(node, (QAvgPool, QAdd))
@@ -198,7 +195,7 @@ def _lower(
             stride, padding = node.stride, node.padding
             window = _window(node.kernel, (1, 1))
         bias = np.full(node.type.shape[0], node.bias, np.int64)
-        groups = _lane_groups(None, window, bias, requantization, into, out, config)
+        groups = _lane_groups(None, window, bias, requantization, out, config)
         macs = 0
     return MachineLayer(
         name=node.name,
@@ -210,6 +207,7 @@ def _lower(
         groups=groups,
         stride=stride,
         origin=(-padding[0][0], into.origin_x - padding[1][0]),
+        span=1 + max(tap.dy for group in groups for tap in group.taps),
         pad_value=pad_value,
         zero_point=requantization.zero_point,
         lo=requantization.lo,
@@ -261,11 +259,10 @@ def _dense_groups(
         taps = []
         for dy, c, t in used.tolist():
             y, x = dy * node.dilation[0], columns[c] * node.dilation[1]
-            taps.append(Tap(y, x, y * into.row_words + x * into.tiles + t))
+            taps.append(Tap(y, x, t))
         rows = block[:, used[:, 0], used[:, 1], used[:, 2]].transpose(1, 0, 2)
         parameters = _parameter_rows(node.bias, node.requantization, out.order, first, config)
-        synapse = np.concatenate([parameters, rows])
-        groups.append(_group(taps, synapse, 0, first, config))
+        groups.append(_group(taps, parameters, rows, 0, first, config))
     return tuple(groups), int(per_slice)
 
 
@@ -274,37 +271,38 @@ def _lane_groups(
     window: list[tuple[int, int]],
     bias: NDArray[np.integer],
     requantization: Requantization,
-    into: TensorLayout,
     out: TensorLayout,
     config: AcceleratorConfig,
 ) -> tuple[Group, ...]:
     """Cut a layer that works lane by lane; `weight` is (C, taps) for depthwise, else None.
 
-    All groups share one tap list: the tile is in the group's input offset.
+    All groups share one tap list: each counts from its own input tile.
     """
     tn, ti = config.tn, config.ti
-    taps = [Tap(y, x, y * into.row_words + x * into.tiles) for y, x in window]
+    taps = [Tap(y, x, 0) for y, x in window]
     groups = []
     for first in range(0, len(out.order), tn):
-        synapse = _parameter_rows(bias, requantization, out.order, first, config)
+        parameters = _parameter_rows(bias, requantization, out.order, first, config)
+        rows = np.zeros((0, tn, ti), dtype=np.int8)
         if weight is not None:
             slots = np.zeros((_round_up(len(taps), tn), ti), dtype=np.int8)
             here = list(out.order[first : first + tn])
             slots[: len(taps), : len(here)] = weight[here].T
-            synapse = np.concatenate([synapse, slots.reshape(-1, tn, ti)])
-        groups.append(_group(taps, synapse, first // ti, first, config))
+            rows = slots.reshape(-1, tn, ti)
+        groups.append(_group(taps, parameters, rows, first // ti, first, config))
     return tuple(groups)
 
 
 def _group(
     taps: list[Tap],
-    synapse: NDArray[np.int8],
-    input_offset: int,
+    parameters: NDArray[np.int8],
+    weights: NDArray[np.int8],
+    input_tile: int,
     first: int,
     config: AcceleratorConfig,
 ) -> Group:
     block = first % config.ti // config.tn
-    return Group(tuple(taps), synapse, input_offset, first // config.ti, block)
+    return Group(tuple(taps), parameters, weights, input_tile, first // config.ti, block)
 
 
 def _parameter_rows(

@@ -86,7 +86,8 @@ def test_place_separates_what_lives_together() -> None:
     """Maps alive at once never overlap; input and residual never share a bank."""
     config = AcceleratorConfig(scratchpad_bank_words=1024)
     graph = every_operation(np.random.default_rng(0), 3, 13, 11)
-    machine = place(tile(graph, order_channels(graph, 16), config), config)
+    machine = tile(graph, order_channels(graph, 16), config)
+    placed = place(machine, config)
     alive: dict[str, tuple[int, int]] = {machine.input: (-1, -1)}
     for index, layer in enumerate(machine.layers):
         alive[layer.output] = (index, index)
@@ -96,9 +97,10 @@ def test_place_separates_what_lives_together() -> None:
     for name in machine.outputs:
         alive[name] = (alive[name][0], len(machine.layers))
     words = {
-        name: set(range(machine.addresses[name], machine.addresses[name] + layout.words))
+        name: set(range(placed.regions[name].address, placed.regions[name].address + layout.words))
         for name, layout in machine.layouts.items()
     }
+    assert not placed.scratch_bytes
     for a, (a0, a1) in alive.items():
         for b, (b0, b1) in alive.items():
             if a < b and a0 <= b1 and b0 <= a1:
@@ -111,8 +113,8 @@ def test_place_separates_what_lives_together() -> None:
 
 def test_place_names_the_layer_that_does_not_fit() -> None:
     """Too large a map is refused with the numbers."""
-    config = AcceleratorConfig(scratchpad_banks=2, scratchpad_bank_words=32)
-    with pytest.raises(PlacementError, match=r"layer 'c0' needs 128 scratchpad words.*has 64"):
+    config = AcceleratorConfig(scratchpad_banks=2, scratchpad_bank_words=8)
+    with pytest.raises(PlacementError, match=r"layer 'c0' needs 32 scratchpad words.*has 16"):
         program.emit(chain((16, None)), config)
 
 
@@ -144,6 +146,66 @@ def test_program_equals_integer_graph(channels: int, config: AcceleratorConfig) 
         expected = evaluate_integer(graph, codes[None])
         for got, name in zip(golden.run(codes), graph.outputs, strict=True):
             assert np.array_equal(got.reshape(-1), expected[name].reshape(-1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("channels", [3, 17])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AcceleratorConfig(tp=2, scratchpad_banks=4, scratchpad_bank_words=128),
+        AcceleratorConfig(tn=8, ti=16, scratchpad_banks=3, scratchpad_bank_words=128),
+        AcceleratorConfig(
+            tn=8, ti=8, tp=2, scratchpad_bank_words=512, synapse_rows=64, tap_entries=256
+        ),
+    ],
+    ids=["resident-tp2", "resident-8x16", "streamed-tp2"],
+)
+def test_strips_and_batches_equal_the_integer_graph(
+    channels: int, config: AcceleratorConfig, batch: int
+) -> None:
+    """Maps larger than the scratchpad go through in strips, images in batches: same bits."""
+    rng = np.random.default_rng(channels)
+    graph = every_operation(rng, channels, 23, 14)
+    bundle = program.emit(graph, config, batch=batch)
+    assert bundle.scratch_bytes > 0 and bundle.batch == batch
+    codes = rng.integers(-128, 128, (batch, 23, 14, channels)).astype(np.int8)
+    expected = evaluate_integer(graph, codes)
+    got = GoldenRun(bundle).run(codes if batch > 1 else codes[0])
+    for out, name in zip(got, graph.outputs, strict=True):
+        assert np.array_equal(out.reshape(batch, -1), expected[name].reshape(batch, -1))
+
+
+def test_edge_rows_leave_out_the_taps_of_padding() -> None:
+    """The first and last rows of a 3x3 layer walk 6 of 9 taps, and the padding's sum is a bias."""
+    rng = np.random.default_rng(5)
+    source = QInput(name="x", type=tensor_type((16, 8, 32), -31))
+    graph = Graph((source, conv(rng, "c", source, 16)), ("x",), ("c",), "quantized")
+    bundle = program.emit(graph, AcceleratorConfig())
+    taps = {}
+    for start in range(0, len(bundle.program), isa.INSTRUCTION_BYTES):
+        opcode, f = isa.decode(bundle.program[start : start + isa.INSTRUCTION_BYTES])
+        if opcode == Opcode.COMPUTE:
+            taps[f["tap_count"]] = taps.get(f["tap_count"], 0) + f["output_height"]
+    assert taps == {6: 2, 9: 6}
+    codes = rng.integers(-128, 128, (8, 32, 16)).astype(np.int8)
+    assert np.array_equal(
+        GoldenRun(bundle).run(codes)[0], evaluate_integer(graph, codes[None])["c"][0]
+    )
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_strides_that_share_a_slice_go_column_by_column(stride: int) -> None:
+    """With two pixels a step, a stride of 4 puts both into one slice: one column at a time."""
+    rng = np.random.default_rng(stride)
+    source = QInput(name="x", type=tensor_type((16, 17, 33), 3))
+    node = conv(rng, "c", source, 20, kernel=5, stride=stride)
+    graph = Graph((source, node), ("x",), ("c",), "quantized")
+    bundle = program.emit(graph, AcceleratorConfig(tp=2))
+    codes = rng.integers(-128, 128, (17, 33, 16)).astype(np.int8)
+    assert np.array_equal(
+        GoldenRun(bundle).run(codes)[0], evaluate_integer(graph, codes[None])["c"][0]
+    )
 
 
 def test_two_networks_stay_resident() -> None:
