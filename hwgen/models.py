@@ -93,6 +93,8 @@ class ResNet(nn.Module):
         Channels of the first convolution; those of the first stage if None.
     option_a
         Fixed shortcuts instead of trained ones.
+    stem_pool
+        A 3x3 max pool of stride 2 behind the stem, as for 224 x 224 pictures.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class ResNet(nn.Module):
         first_stride: int = 1,
         stem_width: int | None = None,
         option_a: bool = False,
+        stem_pool: bool = False,
     ) -> None:
         super().__init__()
         inputs = stem_width or widths[0]
         self.conv1 = nn.Conv2d(3, inputs, stem_kernel, stem_stride, stem_kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU()
+        self.stem_pool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             layer = nn.Sequential()
             for i in range(count):
@@ -125,7 +129,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 3, H, W) to (N, num_classes) logits."""
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.stem_pool(self.relu(self.bn1(self.conv1(x))))
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
         return self.linear(self.flatten(self.pool(x)))
@@ -134,6 +138,13 @@ class ResNet(nn.Module):
 def resnet8(num_classes: int = 10, width: int = 16) -> ResNet:
     """Return ResNet-8, the image classification network of MLPerf Tiny (12.5 MMAC at 32 x 32)."""
     return ResNet(num_classes, (width, 2 * width, 4 * width), (1, 1, 1))
+
+
+def resnet18(num_classes: int = 1000) -> ResNet:
+    """Return ResNet-18 (He et al., CVPR 2016, table 1; 1.8 GMAC at 224 x 224)."""
+    return ResNet(
+        num_classes, (64, 128, 256, 512), (2,) * 4, stem_kernel=7, stem_stride=2, stem_pool=True
+    )
 
 
 def resnet_cifar(depth: int, num_classes: int = 10, option_a: bool = True) -> ResNet:

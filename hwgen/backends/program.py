@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hwgen.arch import isa
 from hwgen.arch.bundle import Bundle, Placement
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.estimate import estimate
 from hwgen.ir.graph import Graph
 from hwgen.passes.hazards import Instruction
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.place import place
 from hwgen.passes.schedule import Schedule, schedule
 from hwgen.passes.tile import tile
+from hwgen.passes.work import Split
+
+_AS_QUICK = 1.001
 
 
 def emit(
@@ -64,34 +68,69 @@ def emit(
         tap_entry,
         config.tap_entries - tap_entry,
     )
-
-    def planned(layer_major: bool) -> tuple[Schedule, int]:
-        placed = place(machine, config, batch, layer_major, free.synapse_rows)
-        return schedule(machine, placed, graph, config, free), placed.scratch_bytes
-
-    plan, scratch_bytes = planned(layer_major=False)
-    if batch > 1 and not plan.resident:
-        plan, scratch_bytes = planned(layer_major=True)
-    output_bytes = batch * sum(tensor.size_bytes for tensor in plan.outputs)
     mean, std = (None, None) if preprocess is None else preprocess
-    return Bundle(
-        name=name,
-        config=config,
-        placement=plan.placement,
-        setup=_encode(plan.setup),
-        program=_encode(plan.program),
-        constants=plan.constants,
-        input=plan.input,
-        outputs=plan.outputs,
-        output_bytes=output_bytes,
-        scratch_bytes=scratch_bytes,
-        layers=plan.layers,
-        batch=batch,
-        mean=None if mean is None else tuple(float(v) for v in mean),
-        std=None if std is None else tuple(float(v) for v in std),
-        labels=None if labels is None else tuple(labels),
-        metadata={"resident": plan.resident},
-    )
+
+    def compiled(
+        layer_major: bool, split: Split, resident_rows: int | None = None
+    ) -> tuple[Bundle, Schedule]:
+        placed = place(machine, config, batch, layer_major, free.synapse_rows)
+        plan = schedule(machine, placed, graph, config, free, split, resident_rows)
+        bundle = Bundle(
+            name=name,
+            config=config,
+            placement=plan.placement,
+            setup=_encode(plan.setup),
+            program=_encode(plan.program),
+            constants=plan.constants,
+            input=plan.input,
+            outputs=plan.outputs,
+            output_bytes=batch * sum(tensor.size_bytes for tensor in plan.outputs),
+            scratch_bytes=placed.scratch_bytes,
+            layers=plan.layers,
+            batch=batch,
+            mean=None if mean is None else tuple(float(v) for v in mean),
+            std=None if std is None else tuple(float(v) for v in std),
+            labels=None if labels is None else tuple(labels),
+            metadata={
+                "resident": plan.streamed_rows == 0,
+                "resident_rows": plan.resident_rows,
+                "layer_major": layer_major and batch > 1,
+            },
+        )
+        return bundle, plan
+
+    return _quickest(compiled, free.synapse_rows, batch)
+
+
+def _quickest(
+    compiled: Callable[..., tuple[Bundle, Schedule]], synapse_rows: int, batch: int
+) -> Bundle:
+    """Compile in the ways that may pay, and return what is predicted to take the fewest cycles.
+
+    With everything on chip there is no choice. Else: how much of SB should stay and how much be a
+    ring; whether rows of padding are worth parameters of their own; whether a batch goes image by
+    image or layer by layer. Of those that are as quick the one that reads the least from DDR.
+    """
+    bundle, plan = compiled(False, Split.ALL)
+    if not plan.streamed_rows:
+        return bundle
+    found = []
+    bundle, compact = compiled(False, Split.NONE)
+    mostly_kept = compact.streamed_rows < compact.resident_rows
+    if batch == 1 or mostly_kept:
+        found.append(bundle)
+    orders = [batch > 1] if not mostly_kept or batch == 1 else [False, True]
+    for layer_major in orders:
+        bundle, plan = compiled(layer_major, Split.BUSY, 0)
+        found.append(bundle)
+        largest = max(1, plan.largest_streamed_rows)
+        shares = {synapse_rows % largest, synapse_rows // 2, max(0, synapse_rows - 3 * largest)}
+        found += [compiled(layer_major, Split.BUSY, rows)[0] for rows in sorted(shares - {0})]
+
+    predicted = [estimate(bundle) for bundle in found]
+    good = _AS_QUICK * min(p.cycles for p in predicted)
+    pairs = [(p.bytes_read, i) for i, p in enumerate(predicted) if p.cycles <= good]
+    return found[min(pairs)[1]]
 
 
 def _encode(program: list[Instruction]) -> bytes:

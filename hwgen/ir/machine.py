@@ -61,6 +61,7 @@ class TensorLayout:
 class InputLoad:
     """How the network's input streams from DDR into words (see isa.LOAD).
 
+    With `fold` above 1 a word holds that many x-neighbours, from every `step`-th pixel on.
     An input of more than `ti` channels lies in DDR tile by tile, as it will in the scratchpad;
     `plane_bytes` is then from one tile to the next, else 0.
     """
@@ -72,7 +73,8 @@ class InputLoad:
     take_bytes: int
     words_per_row: int
     fold: int
-    plane_bytes: int = 0
+    step: int
+    plane_bytes: int
 
 
 @dataclass(frozen=True)

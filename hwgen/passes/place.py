@@ -16,6 +16,7 @@ Maps alive together do not overlap, and a layer's input and residual lie in diff
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ from hwgen.ir.machine import MachineGraph, MachineLayer, TensorLayout
 _SEARCH_LIMIT = 20_000
 _DDR_ALIGNMENT = 64
 _FIRST_STRIP_ROWS = 2
-_STRIP_GROWTH = 3
+#: A strip of the picture may be this much taller than the one that computes while it is loaded.
+_STRIP_GROWTH = 4 / 3
 _CHUNK_OF_SYNAPSE = 0.6
 #: How strips are tried, the best first: the share of a layer's free scratchpad that its buffers may
 #: take, whether they find room while the layer before still runs, and strips a buffer.
@@ -390,7 +392,7 @@ class _Planner:
                 if whole - last < min(step, height) // 2 and whole - first <= height:
                     last = whole
                 strips.append(Strip(image, first, last))
-                first, step = last, step * _STRIP_GROWTH
+                first, step = last, math.ceil(step * _STRIP_GROWTH)
         return tuple(strips)
 
     def _result(

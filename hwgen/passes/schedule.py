@@ -16,9 +16,9 @@ buffer, and the program of one image (or of a batch)::
 Jobs are made in an order that would be right one after the other. `passes/hazards.py` finds what
 each must really wait for, and LOADs are moved up as far as what they overwrite allows.
 
-Where all groups fit SB, their rows stay resident and the setup program loads them once. Where they
-do not, SB and the tap buffer are rings: a block is loaded ahead of its first COMPUTE, and stays
-until the ring comes round to it.
+What fits SB and the tap buffer stays there, loaded once by the setup program. Where not all of it
+does, a part of SB is a ring: a block is loaded ahead of its first COMPUTE, and stays until the ring
+comes round to it.
 
 Between COMPUTEs there is no scoreboard. The array issues a step a cycle and never stalls, so the
 cycle in which a result becomes readable is known here, and `start_delay` holds a layer back just
@@ -44,7 +44,7 @@ from hwgen.ir.graph import Graph
 from hwgen.ir.machine import MachineGraph
 from hwgen.passes import place
 from hwgen.passes.hazards import Hazards, Instruction, Job, give_tokens
-from hwgen.passes.work import ADDRESS_MODULUS, Block, Run, Window, Work, WorkList
+from hwgen.passes.work import ADDRESS_MODULUS, Block, Run, Split, Window, Work, WorkList
 
 _MAX_COMPUTES_AHEAD = 128
 
@@ -64,7 +64,9 @@ class Schedule:
     input: TensorPlacement
     outputs: tuple[TensorPlacement, ...]
     layers: tuple[LayerRecord, ...]
-    resident: bool
+    resident_rows: int
+    streamed_rows: int
+    largest_streamed_rows: int
 
 
 def schedule(
@@ -73,6 +75,8 @@ def schedule(
     quantized: Graph,
     config: AcceleratorConfig,
     free: Placement,
+    split: Split = Split.ALL,
+    resident_rows: int | None = None,
 ) -> Schedule:
     """Turn a placed machine graph into instructions.
 
@@ -83,6 +87,10 @@ def schedule(
     free
         SB rows and tap entries that this network may use; what is outside stays untouched, so that
         several networks can be resident together.
+    split
+        See `WorkList`.
+    resident_rows
+        SB rows for weights that stay, where not all of them do; all rows if None.
 
     Raises
     ------
@@ -90,16 +98,21 @@ def schedule(
         When a single group does not fit SB or the tap buffer.
     """
     _check_capacity(graph, config, free)
-    work = WorkList(graph, placed, config, streamed=False)
-    rows = sum(block.units for block in work.synapse_blocks)
-    entries = sum(block.units for block in work.tap_blocks)
-    resident = rows <= free.synapse_rows and entries <= free.tap_entries
-    if resident:
-        used = replace(free, synapse_rows=rows, tap_entries=entries)
-    else:
-        used, work = free, WorkList(graph, placed, config, streamed=True)
-    constants, setup = _place_constants(work, used, resident)
-    jobs = _Jobs(graph, placed, config, None if resident else used)
+    work = WorkList(graph, placed, config, split)
+    rings, kept = {}, {}
+    for blocks, start, size, limit in (
+        (work.synapse_blocks, free.synapse_row, free.synapse_rows, resident_rows),
+        (work.tap_blocks, free.tap_entry, free.tap_entries, None if resident_rows is None else 0),
+    ):
+        target = blocks[0].target
+        kept[target] = _keep(blocks, start, size, limit)
+        rings[target] = _Ring(start + kept[target], size - kept[target])
+    used = replace(free, synapse_rows=kept[LoadTarget.SYNAPSE], tap_entries=kept[LoadTarget.TAP])
+    streamed = [block for block in (*work.synapse_blocks, *work.tap_blocks) if not block.resident]
+    if streamed:
+        used = free
+    constants, setup = _place_constants(work)
+    jobs = _Jobs(graph, placed, config, rings)
     jobs.make(work.runs)
     program = list(jobs.in_program_order())
     return Schedule(
@@ -110,7 +123,9 @@ def schedule(
         _input_placement(graph, placed, quantized),
         tuple(_output_placement(graph, placed, quantized, n, config) for n in graph.outputs),
         _records(graph, placed, jobs, program, config),
-        resident,
+        kept[LoadTarget.SYNAPSE],
+        sum(b.units for b in streamed if b.target == LoadTarget.SYNAPSE),
+        max((b.units for b in streamed if b.target == LoadTarget.SYNAPSE), default=0),
     )
 
 
@@ -130,31 +145,46 @@ def _check_capacity(graph: MachineGraph, config: AcceleratorConfig, free: Placem
                     )
 
 
-def _place_constants(
-    work: WorkList, used: Placement, resident: bool
-) -> tuple[bytes, list[Instruction]]:
-    """Lay out all blocks in DDR, and for good on chip where they stay; with the setup program."""
+def _keep(blocks: Sequence[Block], start: int, size: int, limit: int | None) -> int:
+    """Choose the blocks that stay on chip, from address `start` on; return how many units.
+
+    All of them where they fit. Else at most `limit` units: those first that keep the bus busiest
+    for the array's time, and of equal ones such as lie far apart, so that the bus is relieved all
+    along the program.
+    """
+    if sum(block.units for block in blocks) <= size:
+        limit, largest = size, 0
+    else:
+        limit = size if limit is None else min(limit, size)
+        largest = max(block.units for block in blocks)
+    kinds: dict[float, list[Block]] = {}
+    for block in blocks:
+        kinds.setdefault(block.steps / block.units, []).append(block)
+    kept = 0
+    for _, equal in sorted(kinds.items()):
+        bits = max(1, (len(equal) - 1).bit_length())
+        spread = sorted(range(len(equal)), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
+        for block in (equal[i] for i in spread) if largest else equal:
+            # What is streamed needs room for its largest block.
+            if kept + block.units <= min(limit, size - largest):
+                block.address, block.resident = start + kept, True
+                kept += block.units
+    return kept
+
+
+def _place_constants(work: WorkList) -> tuple[bytes, list[Instruction]]:
+    """Lay out all blocks in DDR; return them with the program that loads those that stay."""
     constants, setup = bytearray(), []
-    for blocks, address in (
-        (work.synapse_blocks, used.synapse_row),
-        (work.tap_blocks, used.tap_entry),
-    ):
-        whole = Block(
-            b"".join(block.data for block in blocks),
-            blocks[0].target,
-            0,
-            len(constants),
-            address,
-        )
-        for block in blocks:
+    for blocks in (work.synapse_blocks, work.tap_blocks):
+        staying = sorted((b for b in blocks if b.resident), key=lambda block: block.address)
+        if staying:
+            data = b"".join(block.data for block in staying)
+            whole = Block(data, blocks[0].target, 0, len(constants), staying[0].address)
+            setup.append(_load_block(whole))
+        for block in (*staying, *(b for b in blocks if not b.resident)):
             block.offset_bytes = len(constants)
             constants += block.data
-            if resident:
-                block.address = address
-                address += block.units
-        setup.append(_load_block(whole))
-    setup.append(Instruction(Opcode.END, {}))
-    return bytes(constants), setup if resident else []
+    return bytes(constants), [*setup, Instruction(Opcode.END, {})] if setup else []
 
 
 def _load_block(block: Block) -> Instruction:
@@ -197,29 +227,21 @@ class _Ring:
 
 
 class _Jobs:
-    """The jobs of the three queues.
-
-    `streaming` says where the rings lie, or is None where all constants are resident.
-    """
+    """The jobs of the three queues; `rings` hand out places to blocks that do not stay."""
 
     def __init__(
         self,
         graph: MachineGraph,
         placed: place.Placement,
         config: AcceleratorConfig,
-        streaming: Placement | None,
+        rings: dict[LoadTarget, _Ring],
     ) -> None:
         self.graph, self.placed, self.config = graph, placed, config
         self.jobs: dict[Queue, list[Job]] = {queue: [] for queue in Queue}
         self.works: list[Work] = []
         self._hazards = Hazards(config)
         self._picture_rows: dict[int, int] = {}
-        self._rings = None
-        if streaming is not None:
-            self._rings = {
-                LoadTarget.SYNAPSE: _Ring(streaming.synapse_row, streaming.synapse_rows),
-                LoadTarget.TAP: _Ring(streaming.tap_entry, streaming.tap_entries),
-            }
+        self._rings = rings
 
     def make(self, runs: Sequence[Run]) -> None:
         """Make all jobs: for each run its loads, its COMPUTEs, its stores."""
@@ -243,7 +265,7 @@ class _Jobs:
     def _load_constants(self, work: Work) -> None:
         """Load the blocks of a COMPUTE that are not on chip (any more)."""
         for block in (work.code.block, work.taps):
-            if self._rings is not None and not self._rings[block.target].holds(block):
+            if not block.resident and not self._rings[block.target].holds(block):
                 self._rings[block.target].take(block)
                 job = self._add(Opcode.LOAD, _load_block(block).fields)
                 part = slice(block.address, block.address + block.units)

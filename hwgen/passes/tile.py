@@ -11,7 +11,8 @@ After, for each group only the (dy, dx, input tile) steps whose weights are not 
     y group 1: taps (1,1,0)                             1 step a pixel
 
 A network input of few channels has x-neighbours folded into the word while it is loaded: with 3
-channels and 16 lanes, a word holds 5 pixels, and a 3x3 kernel takes 3 steps instead of 9.
+channels and 16 lanes, a word holds 5 pixels, and a 3x3 kernel takes 3 steps instead of 9. Where the
+stride passes over pixels, so do the words.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from hwgen.ir.quantized import (
 )
 
 Order = tuple[int, ...]
+_UNFOLDED = InputLoad(0, 0, 0, 0, 0, 0, fold=1, step=1, plane_bytes=0)
 
 
 def tile(graph: Graph, orders: Mapping[str, Order], config: AcceleratorConfig) -> MachineGraph:
@@ -81,27 +83,44 @@ def _input_load(graph: Graph, source: Node, config: AcceleratorConfig) -> InputL
         type(node) is QConv and node.dilation[1] == 1 and source.name not in node.inputs[1:]
         for node in consumers
     )
-    fold = 1
-    if foldable:
-        widest = max((n.kernel[1] for n in consumers if isinstance(n, QConv)), default=1)
+    convs = [node for node in consumers if isinstance(node, QConv)]
+    fold, step = 1, 1
+    if foldable and convs:
+        widest = max(node.kernel[1] for node in convs)
         fold = max(1, min(widest, config.ti // channels))
+        if len(convs) == 1 and fold > 1:
+            # One word an output pixel: what the stride passes over is in no word of its own.
+            step = convs[0].stride[1]
+            if fold < widest:
+                # Its kernel's later columns must start at a word; at no more columns than before.
+                aligned = fold // step * step
+                columns = -(-widest // fold)
+                fold, step = (
+                    (aligned, step)
+                    if aligned > 1 and -(-widest // aligned) == columns
+                    else (fold, 1)
+                )
     if fold == 1:
         take = min(channels, config.ti)
         pitch = _round_up(width * take, BEAT_BYTES)
         plane = pitch * source.type.shape[1] if channels > config.ti else 0
-        return InputLoad(take, pitch, 0, take, take, width, 1, plane)
-    convs = [node for node in consumers if isinstance(node, QConv)]
+        return InputLoad(take, pitch, 0, take, take, width, 1, 1, plane)
     lead = max(node.padding[1][0] for node in convs)
     words = max(
-        (node.type.shape[2] - 1) * node.stride[1]
-        + lead
-        - node.padding[1][0]
-        + (node.kernel[1] - 1) // fold * fold
+        (
+            (node.type.shape[2] - 1) * node.stride[1]
+            + lead
+            - node.padding[1][0]
+            + (node.kernel[1] - 1) // fold * fold
+        )
+        // step
         + 1
         for node in convs
     )
     pitch = _round_up(width * channels, BEAT_BYTES)
-    return InputLoad(channels, pitch, lead * channels, channels, fold * channels, words, fold)
+    return InputLoad(
+        channels, pitch, lead * channels, step * channels, fold * channels, words, fold, step, 0
+    )
 
 
 def _input_layout(source: Node, load: InputLoad, config: AcceleratorConfig) -> TensorLayout:
@@ -177,8 +196,9 @@ def _lower(
             macs = int(np.count_nonzero(weight)) * pixels
         else:
             mode = Mode.DENSE
-            fold = load.fold if inputs[0] in graph.inputs else 1
-            groups, slices = _dense_groups(node, into, out, fold, config)
+            load = load if inputs[0] in graph.inputs else _UNFOLDED
+            stride = stride[0], stride[1] // load.step
+            groups, slices = _dense_groups(node, into, out, load, config)
             macs = slices * pixels
     elif isinstance(node, QMaxPool):
         mode, pad_value = Mode.MAXIMUM, -128
@@ -225,10 +245,10 @@ def _window(kernel: tuple[int, ...], dilation: tuple[int, int]) -> list[tuple[in
 
 
 def _dense_groups(
-    node: QConv, into: TensorLayout, out: TensorLayout, fold: int, config: AcceleratorConfig
+    node: QConv, into: TensorLayout, out: TensorLayout, load: InputLoad, config: AcceleratorConfig
 ) -> tuple[tuple[Group, ...], int]:
     """Cut a dense convolution; also count its MACs a pixel, all-zero kernel slices left out."""
-    tn, ti = config.tn, config.ti
+    tn, ti, fold = config.tn, config.ti, load.fold
     kh, kw = node.kernel
     columns = list(range(0, kw, fold))
     # weight[position, dy, column, tile, lane]: channels in position order, folded and padded.
@@ -258,7 +278,7 @@ def _dense_groups(
             used = np.zeros((1, 3), dtype=np.int64)
         taps = []
         for dy, c, t in used.tolist():
-            y, x = dy * node.dilation[0], columns[c] * node.dilation[1]
+            y, x = dy * node.dilation[0], columns[c] // load.step * node.dilation[1]
             taps.append(Tap(y, x, t))
         rows = block[:, used[:, 0], used[:, 1], used[:, 2]].transpose(1, 0, 2)
         parameters = _parameter_rows(node.bias, node.requantization, out.order, first, config)

@@ -12,6 +12,7 @@ sees and its COMPUTEs, which know their blocks of constants::
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -39,15 +40,29 @@ _WORTHWHILE_STEPS = 48
 _STEPS_A_BEAT = 1.1
 
 
+class Split(enum.Enum):
+    """Which groups have parameters of their own for rows at the edges."""
+
+    NONE = "none"
+    BUSY = "those that keep the array busier than the bus, were they streamed"
+    ALL = "all that save steps"
+
+
 @dataclass(eq=False)
 class Block:
-    """Constants that COMPUTEs need on chip: their bytes, and where these lie in DDR and on chip."""
+    """Constants that COMPUTEs need on chip: their bytes, and where these lie in DDR and on chip.
+
+    `steps` counts the array's steps with them in a program: a block with few steps a unit keeps the
+    bus busier than the array. A `resident` block never leaves its address.
+    """
 
     data: bytes
     target: LoadTarget
     units: int
     offset_bytes: int = -1
     address: int = -1
+    steps: int = 0
+    resident: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,9 +159,9 @@ class WorkList:
 
     Parameters
     ----------
-    streamed
-        Constants are fetched for every program. Groups whose bus time exceeds their array time
-        then keep a single set of parameters.
+    split
+        For which groups rows at the upper and lower edge leave out the taps of the padding, at the
+        price of parameters of their own.
     """
 
     def __init__(
@@ -154,12 +169,17 @@ class WorkList:
         graph: MachineGraph,
         placed: Placement,
         config: AcceleratorConfig,
-        streamed: bool,
+        split: Split,
     ) -> None:
         self.graph, self.placed, self.config = graph, placed, config
         self._tap_blocks: dict[bytes, Block] = {}
-        self.codes = [self._layer_codes(layer, streamed) for layer in graph.layers]
+        self.codes = [self._layer_codes(layer, split) for layer in graph.layers]
         self.runs = list(self._runs())
+        for run in self.runs:
+            for work in run.works:
+                columns = 1 if work.column is not None else run.output.layout.shape[2]
+                pixels = (work.last - work.first) * -(-columns // config.tp)
+                work.code.block.steps += pixels * (work.range.tap_last - work.range.tap_first)
 
     @property
     def synapse_blocks(self) -> list[Block]:
@@ -171,7 +191,7 @@ class WorkList:
         """Tap lists, each once."""
         return list(self._tap_blocks.values())
 
-    def _layer_codes(self, layer: MachineLayer, streamed: bool) -> list[GroupCode]:
+    def _layer_codes(self, layer: MachineLayer, split: Split) -> list[GroupCode]:
         """Make each group's SB block.
 
         Output rows at the upper and lower edge see padding through some of their taps. A padded
@@ -186,11 +206,12 @@ class WorkList:
             ranges: tuple[RowRange, ...] = (RowRange(0, height, 0, len(group.taps), 0),)
             parameters = [group.parameters]
             beats = group.synapse_rows * self.config.synapse_row_bytes // BEAT_BYTES
-            steps = len(group.taps) * height * steps_a_tap
-            if layer.mode == Mode.DENSE and (not streamed or steps > _STEPS_A_BEAT * beats):
+            busy = len(group.taps) * height * steps_a_tap > _STEPS_A_BEAT * beats
+            wanted = split == Split.ALL or (split == Split.BUSY and busy)
+            if layer.mode == Mode.DENSE and wanted:
                 source = self.graph.layouts[layer.input].height
-                split = _split_rows(layer, group, height, source, steps_a_tap)
-                ranges, parameters = split or (ranges, parameters)
+                found = _split_rows(layer, group, height, source, steps_a_tap)
+                ranges, parameters = found or (ranges, parameters)
             data = np.concatenate([*parameters, group.weights])
             block = Block(data.tobytes(), LoadTarget.SYNAPSE, len(data))
             codes.append(GroupCode(group, block, ranges, len(data) - len(group.weights)))
