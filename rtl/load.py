@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import crc, stream, wiring
+from amaranth.lib import crc, data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hwgen.arch import isa
@@ -15,7 +15,7 @@ from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Queue
 from hwgen.arch.registers import BASE_COUNT, ErrorCode
 from rtl.axi import ADDRESS_BITS, BEAT_BYTES_LOG2, DATA_BITS
 from rtl.dispatch import PAYLOADS
-from rtl.layouts import TAP, completion, error_report
+from rtl.layouts import INDEX_BITS, TAP, completion, error_report
 from rtl.streams import BEAT_COUNT_BITS, READ_BEAT, TRANSFER, StreamFifo, scratchpad_word
 from rtl.unpacker import Unpacker, destination_bits, row_job
 
@@ -172,13 +172,13 @@ class LoadEngine(wiring.Component):
     row, in cycle 0, beats are taken from cycle 1 on, and word j is emitted one cycle after word
     j - 1 or after the last beat that it needs; the next row starts one cycle after the last of
     both. `complete` comes `EMIT_TO_COMPLETE` cycles after the last word is emitted, or
-    `BEAT_TO_COMPLETE` after the last beat is taken. Requests of the next LOAD leave meanwhile; its
-    first beat is taken `RESTART_CYCLES` after `complete` at the earliest.
+    `BEAT_TO_COMPLETE` after the last beat is taken. The next LOAD does not wait for it: its first
+    row starts `RESTART_CYCLES` after another row of this one could have.
     """
 
-    EMIT_TO_COMPLETE = Unpacker.WORD_LATENCY + 1
+    EMIT_TO_COMPLETE = Unpacker.WORD_LATENCY
     BEAT_TO_COMPLETE = 3
-    RESTART_CYCLES = 3
+    RESTART_CYCLES = 2
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
@@ -244,51 +244,72 @@ class LoadEngine(wiring.Component):
             check.valid.eq(accepted),
             check.start.eq(first_row),
         ]
+        # A job whose words are on their way to their memory, while the next one may be unpacked.
+        closing = Signal(
+            data.StructLayout(
+                {"valid": 1, "bad": 1, "index": INDEX_BITS, "signals": len(Queue), "left": 8}
+            )
+        )
+        leave = unpacker.words.valid & unpacker.words.ready
+        over = closing.valid & (closing.left == 0)
+        m.d.sync += closing.left.eq(closing.left - (closing.valid & leave))
+        with m.If(over):
+            m.d.sync += closing.valid.eq(0)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += issuer.job.ready.eq(1)
-                m.d.sync += [
-                    job.eq(issuer.job.payload),
-                    rows_left.eq(issuer.job.payload.rows),
-                    destination.eq(issuer.job.payload.destination),
-                ]
-                with m.If(issuer.job.valid):
-                    m.next = "FIRST"
+                self._take(m, issuer, job, rows_left, destination)
             with m.State("FIRST"):
                 m.d.comb += first_row.eq(1)
                 with m.If(job.error != ErrorCode.NONE):
-                    self._report(m, job, job.error)
-                    m.next = "STOPPED"
+                    with m.If(~closing.valid):  # the one before it completes first
+                        self._report(m, job, job.error)
+                        m.next = "STOPPED"
                 with m.Else():
                     self._start_row(m, unpacker, destination, rows_left, job)
                     m.next = "ROWS"
             with m.State("ROWS"):
                 with m.If(unpacker.done):
                     with m.If(rows_left == 0):
-                        m.next = "FLUSH"
+                        m.next = "LAST"
                     with m.Else():
                         self._start_row(m, unpacker, destination, rows_left, job)
-            with m.State("FLUSH"):
-                with m.If(unpacker.empty):
-                    m.next = "COMPLETE"
-            with m.State("COMPLETE"):
-                with m.If(job.check & (check.crc != job.crc32)):
-                    self._report(m, job, ErrorCode.DATA_CHECKSUM)
-                    m.next = "STOPPED"
-                with m.Else():
-                    m.d.comb += self.complete.valid.eq(1)
+            with m.State("LAST"):
+                with m.If(~closing.valid):
+                    m.d.sync += [
+                        closing.valid.eq(1),
+                        closing.bad.eq(job.check & (check.crc != job.crc32)),
+                        closing.index.eq(job.index),
+                        closing.signals.eq(job.signals),
+                        closing.left.eq(unpacker.under_way - leave),
+                    ]
                     m.next = "IDLE"
+                    self._take(m, issuer, job, rows_left, destination)
             with m.State("STOPPED"):
                 pass
+        with m.If(over & closing.bad):
+            self._report(m, closing, ErrorCode.DATA_CHECKSUM)
+        m.d.comb += self.complete.valid.eq(over & ~closing.bad)
         m.d.comb += [
-            getattr(self.complete, f"signal_{q.name.lower()}").eq(job.signals[q]) for q in Queue
+            getattr(self.complete, f"signal_{q.name.lower()}").eq(closing.signals[q]) for q in Queue
         ]
         response = self.data.payload.response
         with m.If(accepted & response[1]):
             code = Mux(response[0], ErrorCode.READ_DECERR, ErrorCode.READ_SLVERR)
             self._report(m, job, code)
-        self._write(m, unpacker, job)
+        self._write(m, unpacker, Mux(closing.valid & ~over, closing.index, job.index))
         return m
+
+    @staticmethod
+    def _take(m: Module, issuer: LoadIssuer, job: Any, rows_left: Any, destination: Any) -> None:
+        """Take the next job if there is one."""
+        m.d.comb += issuer.job.ready.eq(1)
+        with m.If(issuer.job.valid):
+            m.d.sync += [
+                job.eq(issuer.job.payload),
+                rows_left.eq(issuer.job.payload.rows),
+                destination.eq(issuer.job.payload.destination),
+            ]
+            m.next = "FIRST"
 
     def _report(self, m: Module, job: Any, code: Any) -> None:
         m.d.comb += [
@@ -307,7 +328,7 @@ class LoadEngine(wiring.Component):
             rows_left.eq(rows_left - 1),
         ]
 
-    def _write(self, m: Module, unpacker: Unpacker, job: Any) -> None:
+    def _write(self, m: Module, unpacker: Unpacker, index: Any) -> None:
         """Hand words to the memory that they are for; past its end is an error, never a wrap."""
         config, words = self.config, unpacker.words
         place, word = words.payload.destination, words.payload.data
@@ -322,7 +343,7 @@ class LoadEngine(wiring.Component):
             self.taps.address.eq(place),
             self.taps.data.eq(word[: TAP.size]),
         ]
-        with m.Switch(job.target):
+        with m.Switch(words.payload.target):
             with m.Case(LoadTarget.SCRATCHPAD):
                 m.d.comb += [
                     outside.eq(place >= config.scratchpad_words),
@@ -342,4 +363,8 @@ class LoadEngine(wiring.Component):
                     words.ready.eq(1),
                 ]
         with m.If(words.valid & outside):
-            self._report(m, job, ErrorCode.ADDRESS_RANGE)
+            m.d.comb += [
+                self.error.valid.eq(1),
+                self.error.code.eq(ErrorCode.ADDRESS_RANGE),
+                self.error.index.eq(index),
+            ]

@@ -63,10 +63,11 @@ class Unpacker(wiring.Component):
     of `slots`; a word is emitted when the bytes that it needs are there, and frees what lies in
     front of the next word. Beats that no word needs are swallowed.
 
-    `start` (with `job` steady from then to `done`) begins a row; `done` is high from the cycle
-    after the row's last beat and last word until the next `start`. Words leave through a FIFO and
-    the pipeline in front of it never stalls: a word is emitted when the FIFO has room for all
-    that are under way.
+    `start` (with `job` steady from then to one cycle after `done`) begins a row; `done` is high
+    from the cycle after the row's last beat and last word until the next `start`. `under_way`
+    counts words that were emitted and have not left, perhaps of several jobs; each says its target.
+    Words leave through a FIFO and the pipeline in front of it never stalls: a word is emitted when
+    the FIFO has room for all that are under way.
 
     Timing: a beat and a word a cycle where step and take allow. A word is emitted the cycle after
     its last beat was taken at the earliest, and is on `words` `WORD_LATENCY` cycles after that
@@ -81,7 +82,7 @@ class Unpacker(wiring.Component):
         # A word covers ti / 8 + 1 beats at worst, and one more is accepted meanwhile.
         self.slots = 1 << (config.ti // BEAT_BYTES + 1).bit_length()
         self.word = data.StructLayout(
-            {"destination": destination_bits(config), "data": 8 * config.ti}
+            {"target": 2, "destination": destination_bits(config), "data": 8 * config.ti}
         )
         super().__init__(
             {
@@ -91,7 +92,7 @@ class Unpacker(wiring.Component):
                 "beats": In(stream.Signature(DATA_BITS)),
                 "words": Out(stream.Signature(self.word)),
                 "done": Out(1),
-                "empty": Out(1),
+                "under_way": Out(range(self.FIFO_DEPTH + 1)),
             }
         )
 
@@ -110,7 +111,7 @@ class Unpacker(wiring.Component):
         beats_left, words_left = Signal(BEAT_COUNT_BITS), Signal(word_count_bits(config))
         no_beats, no_words = Signal(init=1), Signal(init=1)
         fill, destination = Signal(range(self.slots)), Signal(destination_bits(config))
-        under_way = Signal(range(self.FIFO_DEPTH + 1))
+        under_way = self.under_way
         accept, emit = Signal(), Signal()
         m.d.comb += [
             emit.eq(~no_words & (lacking[-1] | no_beats) & (under_way != self.FIFO_DEPTH)),
@@ -188,9 +189,11 @@ class Unpacker(wiring.Component):
         ]
         # Stage 3: the pad.
         word3 = Signal(data.ArrayLayout(8, ti), reset_less=True)
+        target3 = Signal(2, reset_less=True)
         m.d.sync += [
             valid3.eq(valid2),
             where[2].eq(where[1]),
+            target3.eq(job.target),
             *(word3[i].eq(Mux(mask2[i], word2[i], job.pad)) for i in range(ti)),
         ]
         m.submodules.fifo = fifo = StreamFifo(self.word, self.FIFO_DEPTH)
@@ -198,9 +201,9 @@ class Unpacker(wiring.Component):
         leave = self.words.valid & self.words.ready
         m.d.comb += [
             fifo.input.valid.eq(valid3),
+            fifo.input.payload.target.eq(target3),
             fifo.input.payload.destination.eq(where[2]),
             fifo.input.payload.data.eq(word3),
-            self.empty.eq(under_way == 0),
         ]
         m.d.sync += under_way.eq(under_way + emit - leave)
         return m

@@ -296,7 +296,7 @@ class _Machine:
         job.rows_left -= 1
         if job.rows_left == 0:
             complete = self.row_free + timing.LOAD_COMPLETE_CYCLES
-            self.row_free = complete + timing.LOAD_TO_LOAD_CYCLES
+            self.row_free += timing.LOAD_TO_LOAD_CYCLES
             self.at(complete, lambda now: self._load_complete(now, job))
 
     def _load_complete(self, now: int, job: _Job) -> None:

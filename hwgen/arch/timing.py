@@ -73,11 +73,11 @@ LOAD_ISSUE_CYCLES = 3
 LOAD_JOBS_AHEAD = 4
 """LOADs whose rows are asked for ahead of their data."""
 
-LOAD_COMPLETE_CYCLES = 4
+LOAD_COMPLETE_CYCLES = 3
 """From the cycle in which a LOAD's next row could begin, were there one, to its completion."""
 
-LOAD_TO_LOAD_CYCLES = 3
-"""From a LOAD's completion to the first beat taken for the next one."""
+LOAD_TO_LOAD_CYCLES = 2
+"""From the cycle in which a LOAD's next row could begin to the first row of the next LOAD."""
 
 COMPUTE_START_CYCLES = 2
 """From a COMPUTE's acceptance by an idle sequencer to its first parameter row."""

@@ -17,7 +17,7 @@ from hwgen.passes.schedule import Schedule, schedule
 from hwgen.passes.tile import tile
 from hwgen.passes.work import Split
 
-_AS_QUICK = 1.001
+_AS_QUICK = 1.0003
 
 
 def emit(

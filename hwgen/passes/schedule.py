@@ -148,9 +148,9 @@ def _check_capacity(graph: MachineGraph, config: AcceleratorConfig, free: Placem
 def _keep(blocks: Sequence[Block], start: int, size: int, limit: int | None) -> int:
     """Choose the blocks that stay on chip, from address `start` on; return how many units.
 
-    All of them where they fit. Else at most `limit` units: those first that keep the bus busiest
-    for the array's time, and of equal ones such as lie far apart, so that the bus is relieved all
-    along the program.
+    All of them where they fit. Else the smallest ones, which would only be in the others' way, and
+    at most `limit` units more: those first that keep the bus busiest for the array's time, and of
+    equal ones such as lie far apart, so that the bus is relieved all along the program.
     """
     if sum(block.units for block in blocks) <= size:
         limit, largest = size, 0
@@ -158,9 +158,14 @@ def _keep(blocks: Sequence[Block], start: int, size: int, limit: int | None) -> 
         limit = size if limit is None else min(limit, size)
         largest = max(block.units for block in blocks)
     kinds: dict[float, list[Block]] = {}
+    small, kept = largest // 32, 0
     for block in blocks:
-        kinds.setdefault(block.steps / block.units, []).append(block)
-    kept = 0
+        if largest and block.units <= small and kept + block.units <= size // 16:
+            block.address, block.resident = start + kept, True
+            kept += block.units
+        else:
+            kinds.setdefault(block.steps / block.units, []).append(block)
+    limit += kept
     for _, equal in sorted(kinds.items()):
         bits = max(1, (len(equal) - 1).bit_length())
         spread = sorted(range(len(equal)), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))

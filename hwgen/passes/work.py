@@ -172,6 +172,7 @@ class WorkList:
         split: Split,
     ) -> None:
         self.graph, self.placed, self.config = graph, placed, config
+        self._synapse_blocks: dict[bytes, Block] = {}
         self._tap_blocks: dict[bytes, Block] = {}
         self.codes = [self._layer_codes(layer, split) for layer in graph.layers]
         self.runs = list(self._runs())
@@ -183,8 +184,8 @@ class WorkList:
 
     @property
     def synapse_blocks(self) -> list[Block]:
-        """SB blocks, in the order of their first use."""
-        return [code.block for codes in self.codes for code in codes]
+        """SB blocks, each once, in the order of their first use."""
+        return list(self._synapse_blocks.values())
 
     @property
     def tap_blocks(self) -> list[Block]:
@@ -212,9 +213,12 @@ class WorkList:
                 source = self.graph.layouts[layer.input].height
                 found = _split_rows(layer, group, height, source, steps_a_tap)
                 ranges, parameters = found or (ranges, parameters)
-            data = np.concatenate([*parameters, group.weights])
-            block = Block(data.tobytes(), LoadTarget.SYNAPSE, len(data))
-            codes.append(GroupCode(group, block, ranges, len(data) - len(group.weights)))
+            rows = np.concatenate([*parameters, group.weights])
+            data = rows.tobytes()
+            if data not in self._synapse_blocks:  # pools have the same parameters for every tile
+                self._synapse_blocks[data] = Block(data, LoadTarget.SYNAPSE, len(rows))
+            block = self._synapse_blocks[data]
+            codes.append(GroupCode(group, block, ranges, len(rows) - len(group.weights)))
         return codes
 
     def _runs(self) -> Iterator[Run]:

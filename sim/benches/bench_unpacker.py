@@ -63,11 +63,11 @@ class Bench:
         self.words: list[tuple[int, bytes]] = []
 
     async def tick(self) -> tuple[int, int]:
-        """Run a cycle; return `done` and `empty`."""
+        """Run a cycle; return `done` and whether every word has left."""
         self.source.drive()
         self.sink.drive()
         await ReadOnly()
-        state = int(self.dut.done.value), int(self.dut.empty.value)
+        state = int(self.dut.done.value), int(not int(self.dut.under_way.value))
         if self.source.sample() is not None:
             self.taken.append(self.cycle)
         if int(self.dut.words__valid.value):
