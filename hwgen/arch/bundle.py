@@ -122,7 +122,8 @@ class LayerRecord:
     """What one layer of the network became: COMPUTE instructions first to last, and its cost.
 
     In a batch that runs image by image, `first_instruction`, `last_instruction` and `steps` are the
-    first image's; in one that runs layer by layer, they are all images'. `macs` are one image's.
+    first image's; in one that runs layer by layer, they are all images'. `macs` are one image's,
+    as papers count them; `padding_macs` of them see padding above or below the input.
     """
 
     name: str
@@ -130,6 +131,7 @@ class LayerRecord:
     first_instruction: int
     last_instruction: int
     macs: int
+    padding_macs: int
     steps: int
     output_shape: tuple[int, int, int]
 
@@ -161,8 +163,13 @@ class Bundle:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image."""
+        """Multiply-accumulates of one image, as papers count them."""
         return sum(layer.macs for layer in self.layers)
+
+    @property
+    def padding_macs(self) -> int:
+        """Those of `macs` that see padding above or below; the machine may leave them out."""
+        return sum(layer.padding_macs for layer in self.layers)
 
     @property
     def input_bytes(self) -> int:

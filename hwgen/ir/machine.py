@@ -130,7 +130,10 @@ class MachineLayer:
     span
         Input rows from the first tap's to the last tap's, both included.
     macs
-        Multiply-accumulates, counting only kernel slices that are not all zero.
+        Multiply-accumulates as papers count them, padding's included; kernel slices that are all
+        zero are none.
+    padding_macs
+        Those of `macs` that see padding above or below the input.
     """
 
     name: str
@@ -149,6 +152,7 @@ class MachineLayer:
     hi: int
     residual_zero_point: int
     macs: int
+    padding_macs: int
 
     def input_rows(self, first: int, last: int, height: int) -> tuple[int, int]:
         """Rows [a, b) of an input of `height` rows that output rows [first, last) look at.

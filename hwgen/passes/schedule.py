@@ -336,7 +336,8 @@ class _Jobs:
             width = ddr.row_bytes
             packing = {"step_bytes": self.config.ti, "take_bytes": self.config.ti}
         # Rows that lie end to end on both sides are loaded as one, and then tiles are the rows.
-        dense = width == ddr.row_bytes == layout.row_words * packing["step_bytes"]
+        apart = packing.get("lead_bytes", 0) == 0 and packing["take_bytes"] <= packing["step_bytes"]
+        dense = apart and width == ddr.row_bytes == layout.row_words * packing["step_bytes"]
         parts = [tiles] if dense else [range(tile, tile + 1) for tile in tiles]
         for part in parts:
             joined = last - first if dense else 1
@@ -633,6 +634,7 @@ def _records(
             first_instruction=min(position[id(i)] for i in mine[id(layer)]),
             last_instruction=max(position[id(i)] for i in mine[id(layer)]),
             macs=layer.macs,
+            padding_macs=layer.padding_macs,
             steps=sum(
                 i.fields["tap_count"]
                 * i.fields["output_height"]

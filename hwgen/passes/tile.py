@@ -164,6 +164,7 @@ def _copy(
         hi=127,
         residual_zero_point=0,
         macs=0,
+        padding_macs=0,
     )
 
 
@@ -182,6 +183,7 @@ def _lower(
     zero_point_in = quant.zero_point
     pixels = node.type.shape[1] * node.type.shape[2]
     stride, padding, pad_value = (1, 1), ((0, 0), (0, 0)), zero_point_in
+    padding_macs = 0
     if isinstance(node, QConv):
         stride, padding = node.stride, node.padding
         requantization = node.requantization
@@ -199,7 +201,9 @@ def _lower(
             load = load if inputs[0] in graph.inputs else _UNFOLDED
             stride = stride[0], stride[1] // load.step
             groups, slices = _dense_groups(node, into, out, load, config)
-            macs = slices * pixels
+            macs = int(slices.sum()) * pixels
+            outside = _rows_of_padding(node, into.height, out.height)
+            padding_macs = int(slices @ outside) * node.type.shape[2]
     elif isinstance(node, QMaxPool):
         mode, pad_value = Mode.MAXIMUM, -128
         stride, padding, requantization = node.stride, node.padding, node.requantization
@@ -234,6 +238,7 @@ def _lower(
         hi=requantization.hi,
         residual_zero_point=requantization.residual_zero_point,
         macs=macs,
+        padding_macs=padding_macs,
     )
 
 
@@ -246,8 +251,11 @@ def _window(kernel: tuple[int, ...], dilation: tuple[int, int]) -> list[tuple[in
 
 def _dense_groups(
     node: QConv, into: TensorLayout, out: TensorLayout, load: InputLoad, config: AcceleratorConfig
-) -> tuple[tuple[Group, ...], int]:
-    """Cut a dense convolution; also count its MACs a pixel, all-zero kernel slices left out."""
+) -> tuple[tuple[Group, ...], NDArray[np.int64]]:
+    """Cut a dense convolution; also count the MACs a pixel of each row of its kernel.
+
+    Kernel slices that are all zero are no MACs.
+    """
     tn, ti, fold = config.tn, config.ti, load.fold
     kh, kw = node.kernel
     columns = list(range(0, kw, fold))
@@ -262,14 +270,14 @@ def _dense_groups(
         for c, dx in enumerate(columns):
             lanes = ordered[:, :, dx : dx + fold].reshape(count, kh, -1)
             weight[:count, :, c, 0, : lanes.shape[2]] = lanes
-        per_slice = np.count_nonzero(ordered.any(axis=3)) * channels
+        slices = ordered.any(axis=3).sum(axis=(0, 2)) * channels
     else:
         flat = np.zeros((count, kh, kw, into.tiles * ti), dtype=np.int8)
         flat[..., : ordered.shape[3]] = ordered
         weight[:count] = flat.reshape(count, kh, kw, into.tiles, ti)
         sizes = np.full(into.tiles, ti)
         sizes[-1] = ordered.shape[3] - ti * (into.tiles - 1)
-        per_slice = int((weight.any(axis=4) * sizes).sum())
+        slices = (weight.any(axis=4) * sizes).sum(axis=(0, 2, 3))
     groups = []
     for first in range(0, weight.shape[0], tn):
         block = weight[first : first + tn]
@@ -283,7 +291,14 @@ def _dense_groups(
         rows = block[:, used[:, 0], used[:, 1], used[:, 2]].transpose(1, 0, 2)
         parameters = _parameter_rows(node.bias, node.requantization, out.order, first, config)
         groups.append(_group(taps, parameters, rows, 0, first, config))
-    return tuple(groups), int(per_slice)
+    return tuple(groups), slices
+
+
+def _rows_of_padding(node: QConv, source: int, height: int) -> NDArray[np.int64]:
+    """For each row of the kernel, the output rows for which it lies above or below the input."""
+    top = np.arange(height) * node.stride[0] - node.padding[0][0]
+    row = top + np.arange(node.kernel[0])[:, None] * node.dilation[0]
+    return ((row < 0) | (row >= source)).sum(axis=1)
 
 
 def _lane_groups(

@@ -152,7 +152,7 @@ def linear_bundle(
         ),
         output_bytes=ti,
         scratch_bytes=0,
-        layers=(LayerRecord(name, "linear", 1, 1, weight.size, taps, (outputs, 1, 1)),),
+        layers=(LayerRecord(name, "linear", 1, 1, weight.size, 0, taps, (outputs, 1, 1)),),
         mean=(0.5,) * channels if pictures else None,
         std=(0.25,) * channels if pictures else None,
         labels=labels,
