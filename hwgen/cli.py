@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--on", choices=("rtl", "interpreter"), default="rtl")
 
+    sub = verb("profile", _profile)
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--board", default="pynq-z2", help="board whose clock and memory to assume")
+    sub.add_argument("--seed", type=int, default=0, help="of the random image")
+    sub.add_argument("--out", type=Path, default=Path("build/profile"), help="folder to write")
+
     sub = verb("emit", _emit)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--out", type=Path, default=Path("build/shears.v"))
@@ -245,6 +251,63 @@ def _run(arguments: argparse.Namespace) -> Report:
     if mismatches:
         raise RuntimeError(f"{mismatches} of {len(images)} results differ from the golden model")
     return {"logits": results, "mismatches": mismatches, "counters": counters}
+
+
+def _profile(arguments: argparse.Namespace) -> Report:
+    """Run a random image on the simulated RTL and show where every cycle goes.
+
+    Writes a trace for Perfetto or chrome://tracing, a roofline plot and the records themselves.
+    """
+    from dataclasses import asdict
+
+    import numpy as np
+
+    import host
+    import sim
+    from hwgen.arch import Bundle
+    from hwgen.boards import load_board
+    from hwgen.profile_report import chrome_trace, layer_rows, write_roofline
+
+    bundle, board = Bundle.load(arguments.bundle), load_board(arguments.board)
+    channels, height, width = bundle.input.shape
+    rng = np.random.default_rng(arguments.seed)
+    codes = rng.integers(-128, 128, (height, width, channels)).astype(np.int8)
+    with sim.SimulatedBoard(
+        bundle, memory_latency_cycles=board.read_latency_cycles, clock_hz=board.accelerator_hz
+    ) as simulated:
+        with host.Accelerator(bundle, device=simulated) as accelerator:
+            profile = host.profile(accelerator, codes)
+    rows, clock = layer_rows(bundle, profile), board.accelerator_hz
+    total = profile.counters["CYCLES_TOTAL"]
+    _table(
+        f"{bundle.name}: {total:,} cycles, {1000 * total / clock:.3f} ms at {clock / 1e6:g} MHz, "
+        f"{len(profile.records):,} instructions in {len(profile.window_cycles)} run(s)",
+        ("layer", "kind", "cycles", "computing", "wait load", "wait store", "MACs", "MACs busy"),
+        [
+            (
+                row.layer,
+                row.kind,
+                *(f"{n:,}" for n in (row.cycles, row.computing, row.wait_load, row.wait_store)),
+                f"{row.macs:,}",
+                f"{100 * row.macs_busy:.1f} %",
+            )
+            for row in rows
+        ],
+    )
+    print(f"a busy scratchpad bank held loads or stores {profile.counters['CYCLES_WAIT_BANK']:,}x")
+    out: Path = arguments.out
+    write_json(out / "trace.json", chrome_trace(profile, clock))
+    write_json(out / "profile.json", profile.to_dict())
+    write_roofline(out / "roofline.png", bundle, profile)
+    print(f"{out}: trace.json (open it in ui.perfetto.dev), roofline.png, profile.json")
+    return {
+        "name": bundle.name,
+        "counters": profile.counters,
+        "window_cycles": list(profile.window_cycles),
+        "clock_hz": clock,
+        "layers": [asdict(row) for row in rows],
+        "files": [str(out / name) for name in ("trace.json", "roofline.png", "profile.json")],
+    }
 
 
 def _emit(arguments: argparse.Namespace) -> Report:
