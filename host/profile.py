@@ -78,7 +78,7 @@ def profile(accelerator: Accelerator, image: ArrayLike) -> Profile:
 
 def decode(program: bytes) -> list[tuple[Opcode, dict[str, int]]]:
     """Decode a program up to its END, which is left out: it leaves no record."""
-    decoded = []
+    decoded: list[tuple[Opcode, dict[str, int]]] = []
     for start in range(0, len(program), isa.INSTRUCTION_BYTES):
         opcode, fields = isa.decode(program[start : start + isa.INSTRUCTION_BYTES])
         if opcode is Opcode.END:

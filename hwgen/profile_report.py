@@ -7,6 +7,7 @@ on simulated RTL.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -152,19 +153,23 @@ def owner_of(profile: Profile) -> dict[int, str | None]:
         store: compute
         for compute, store in _matched(computes, "signal_store", stores, "wait_compute").items()
     }
-    layers = {record.index: record.layer for record in computes}
-    target: int | None = None
+    layers, order = dict(owners), [record.index for record in computes]
+    taken: int | None = None
     for record in reversed(loads):
-        target = fed.get(record.index, target)
-        if target is None or target < record.index:
-            target = min((c.index for c in computes if c.index > record.index), default=None)
-        owners[record.index] = None if target is None else layers[target]
-    source: int | None = None
+        taken = fed.get(record.index, taken)
+        if taken is not None and taken > record.index:
+            owners[record.index] = layers[taken]
+        else:
+            after = bisect.bisect(order, record.index)
+            owners[record.index] = layers[order[after]] if after < len(order) else None
+    given: int | None = None
     for record in stores:
-        source = took.get(record.index, source)
-        if source is None:
-            source = max((c.index for c in computes if c.index < record.index), default=None)
-        owners[record.index] = None if source is None else layers[source]
+        given = took.get(record.index, given)
+        before = bisect.bisect(order, record.index) - 1
+        if given is not None:
+            owners[record.index] = layers[given]
+        else:
+            owners[record.index] = layers[order[before]] if before >= 0 else None
     return owners
 
 
@@ -336,8 +341,12 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
         )
         for p in (*points, whole)
     ]
-    axes.scatter(*zip(*places[:-1], strict=True), s=28, color=_BLUE, zorder=3) if points else None
-    axes.scatter(*places[-1], s=150, marker="*", color=_ACCENT, zorder=4)
+    for some, marker, color, size in (
+        (places[:-1], "o", _BLUE, 28),
+        (places[-1:], "*", _ACCENT, 150),
+    ):
+        x, y = [x for x, _ in some], [y for _, y in some]
+        axes.scatter(x, y, s=size, color=color, marker=marker, zorder=3)
     axes.set_xlabel("MACs a byte loaded or stored")
     axes.set_ylabel("MACs a cycle")
     for axis, steps in ((axes.xaxis, (1,)), (axes.yaxis, (1, 2, 5))):
