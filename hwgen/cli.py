@@ -282,19 +282,26 @@ def _profile(arguments: argparse.Namespace) -> Report:
     _table(
         f"{bundle.name}: {total:,} cycles, {1000 * total / clock:.3f} ms at {clock / 1e6:g} MHz, "
         f"{len(profile.records):,} instructions in {len(profile.window_cycles)} run(s)",
-        ("layer", "kind", "cycles", "computing", "wait load", "wait store", "MACs", "MACs busy"),
+        ("layer", "cycles", "computing", "load", "store", "other", "MACs", "busy"),
         [
             (
                 row.layer,
-                row.kind,
-                *(f"{n:,}" for n in (row.cycles, row.computing, row.wait_load, row.wait_store)),
-                f"{row.macs:,}",
+                *(
+                    f"{getattr(row, name):,}"
+                    for name in ("cycles", "computing", "wait_load", "wait_store", "other")
+                ),
+                f"{row.macs / 1e6:.2f} M",
                 f"{100 * row.macs_busy:.1f} %",
             )
             for row in rows
         ],
+        words=1,
     )
-    print(f"a busy scratchpad bank held loads or stores {profile.counters['CYCLES_WAIT_BANK']:,}x")
+    print(
+        "load, store: cycles the array waited for one; other: for an instruction, mostly\n"
+        "cycles in which a busy scratchpad bank held a load or a store up: "
+        f"{profile.counters['CYCLES_WAIT_BANK']:,}"
+    )
     out: Path = arguments.out
     write_json(out / "trace.json", chrome_trace(profile, clock))
     write_json(out / "profile.json", profile.to_dict())
@@ -410,14 +417,16 @@ def _demo(arguments: argparse.Namespace) -> Report:
     return run_demo(arguments.out, seed=arguments.seed, frames=arguments.frames)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits the terminal."""
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2
+) -> None:
+    """Print a table that fits the terminal; all but the first `words` columns are numbers."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right")
+        table.add_column(column, justify="left" if index < words else "right")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

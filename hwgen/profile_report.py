@@ -19,7 +19,7 @@ from hwgen.arch.files import replacing
 from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Queue
 from hwgen.arch.trace import Profile, TraceRecord
 
-BETWEEN, TAIL = "(between layers)", "(after the last COMPUTE)"
+BETWEEN, TAIL = "(between)", "(after)"
 
 _INK, _ACCENT, _MUTED, _BLUE = "#1f2933", "#d9480f", "#adb5bd", "#1971c2"
 _QUEUES = tuple(queue.name for queue in Queue)
@@ -319,6 +319,7 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.transforms import Bbox
 
     points, whole = roofline_points(bundle, profile)
     peak = bundle.config.macs_per_cycle
@@ -326,10 +327,11 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
     xs = [p.intensity for p in (*points, whole) if math.isfinite(p.intensity)] + [ridge]
     low, high = min(xs) / 3, max(xs) * 3
     lowest = min([p.performance for p in (*points, whole) if p.performance], default=1) / 3
-    band = (high / low) ** 0.12
+    on_chip = any(math.isinf(p.intensity) for p in (*points, whole))
+    band = (high / low) ** 0.12 if on_chip else 1.0
     columns = 1 + max(0, len(points) - 1) // 24
     figure = Figure(figsize=(8.6 + 2.3 * (columns - 1), 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", xlim=(low, high * band), ylim=(lowest, peak * 2))
     axes.axvspan(high, high * band, color=_MUTED, alpha=0.25, lw=0)
@@ -347,7 +349,9 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
     ):
         x, y = [x for x, _ in some], [y for _, y in some]
         axes.scatter(x, y, s=size, color=color, marker=marker, zorder=3)
-    axes.set_xlabel("MACs a byte loaded or stored")
+    ahead = any(p.performance > 1.05 * BEAT_BYTES * p.intensity for p in points)
+    note = "\nleft of the bus' roof: loaded while other layers computed" if ahead else ""
+    axes.set_xlabel(f"MACs a byte loaded or stored{note}")
     axes.set_ylabel("MACs a cycle")
     for axis, steps in ((axes.xaxis, (1,)), (axes.yaxis, (1, 2, 5))):
         axis.set_major_locator(LogLocator(subs=steps))
@@ -361,10 +365,11 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
     axes.text(
         high * band, peak * 1.06, f"array: {peak:,} MACs a cycle", ha="right", va="bottom", **words
     )
-    axes.text(
-        high * band**0.93, lowest * 1.1, "no loads, no stores",
-        ha="right", va="bottom", rotation=90, **words,
-    )  # fmt: skip
+    if on_chip:
+        axes.text(
+            high * band**0.93, lowest * 1.1, "no loads, no stores",
+            ha="right", va="bottom", rotation=90, **words,
+        )  # fmt: skip
     names = [f"{number:2d}  {_short(p.name)}" for number, p in enumerate(points, 1)]
     _legend(axes, [*names, "\N{BLACK STAR}  whole network"], columns)
 
@@ -376,12 +381,24 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
         start, start * BEAT_BYTES * 1.1, f"bus: {BEAT_BYTES} bytes a cycle", ha="left", va="bottom",
         rotation=math.degrees(math.atan2(rise[1], rise[0])), rotation_mode="anchor", **words,
     )  # fmt: skip
+    # Labels go below their points, further down where something is already.
+    renderer = canvas.get_renderer()
+    taken = [
+        Bbox.from_extents(x - 10, y - 10, x + 10, y + 10) for x, y in pixels[len(points) :][:1]
+    ]
+    taken += [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in pixels[: len(points)]]
     for members in _clusters([tuple(pixel) for pixel in pixels[: len(points)]], 18.0):
         right = max(members, key=lambda i: pixels[i][0])
-        axes.annotate(
-            _ranges([i + 1 for i in members]), places[right], xytext=(6, -9),
+        label = axes.annotate(
+            _ranges([i + 1 for i in members]), places[right], xytext=(5, -10),
             textcoords="offset points", fontsize=8, color=_BLUE,
         )  # fmt: skip
+        for drop in range(-10, -60, -6):
+            label.xyann = (5, drop)
+            box = label.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130)
     return path
