@@ -17,6 +17,7 @@ from host.errors import (
     RunStopped,
     WrongHardware,
 )
+from host.profile import profile
 
 __all__ = [
     "Accelerator",
@@ -35,4 +36,5 @@ __all__ = [
     "RunRecord",
     "RunStopped",
     "WrongHardware",
+    "profile",
 ]

@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--on", choices=("rtl", "interpreter"), default="rtl")
 
+    sub = verb("profile", _profile)
+    sub.add_argument("bundle", type=Path)
+    sub.add_argument("--board", default="pynq-z2", help="board whose clock and memory to assume")
+    sub.add_argument("--seed", type=int, default=0, help="of the random image")
+    sub.add_argument("--out", type=Path, default=Path("build/profile"), help="folder to write")
+
     sub = verb("emit", _emit)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--out", type=Path, default=Path("build/shears.v"))
@@ -247,6 +253,70 @@ def _run(arguments: argparse.Namespace) -> Report:
     return {"logits": results, "mismatches": mismatches, "counters": counters}
 
 
+def _profile(arguments: argparse.Namespace) -> Report:
+    """Run a random image on the simulated RTL and show where every cycle goes.
+
+    Writes a trace for Perfetto or chrome://tracing, a roofline plot and the records themselves.
+    """
+    from dataclasses import asdict
+
+    import numpy as np
+
+    import host
+    import sim
+    from hwgen.arch import Bundle
+    from hwgen.boards import load_board
+    from hwgen.profile_report import chrome_trace, layer_rows, write_roofline
+
+    bundle, board = Bundle.load(arguments.bundle), load_board(arguments.board)
+    channels, height, width = bundle.input.shape
+    rng = np.random.default_rng(arguments.seed)
+    codes = rng.integers(-128, 128, (height, width, channels)).astype(np.int8)
+    with sim.SimulatedBoard(
+        bundle, memory_latency_cycles=board.read_latency_cycles, clock_hz=board.accelerator_hz
+    ) as simulated:
+        with host.Accelerator(bundle, device=simulated) as accelerator:
+            profile = host.profile(accelerator, codes)
+    rows, clock = layer_rows(bundle, profile), board.accelerator_hz
+    total = profile.counters["CYCLES_TOTAL"]
+    _table(
+        f"{bundle.name}: {total:,} cycles, {1000 * total / clock:.3f} ms at {clock / 1e6:g} MHz, "
+        f"{len(profile.records):,} instructions in {len(profile.window_cycles)} run(s)",
+        ("layer", "cycles", "computing", "load", "store", "other", "MACs", "busy"),
+        [
+            (
+                row.layer,
+                *(
+                    f"{getattr(row, name):,}"
+                    for name in ("cycles", "computing", "wait_load", "wait_store", "other")
+                ),
+                f"{row.macs / 1e6:.2f} M",
+                f"{100 * row.macs_busy:.1f} %",
+            )
+            for row in rows
+        ],
+        words=1,
+    )
+    print(
+        "load, store: cycles the array waited for one; other: for an instruction, mostly\n"
+        "cycles in which a busy scratchpad bank held a load or a store up: "
+        f"{profile.counters['CYCLES_WAIT_BANK']:,}"
+    )
+    out: Path = arguments.out
+    write_json(out / "trace.json", chrome_trace(profile, clock))
+    write_json(out / "profile.json", profile.to_dict())
+    write_roofline(out / "roofline.png", bundle, profile)
+    print(f"{out}: trace.json (open it in ui.perfetto.dev), roofline.png, profile.json")
+    return {
+        "name": bundle.name,
+        "counters": profile.counters,
+        "window_cycles": list(profile.window_cycles),
+        "clock_hz": clock,
+        "layers": [asdict(row) for row in rows],
+        "files": [str(out / name) for name in ("trace.json", "roofline.png", "profile.json")],
+    }
+
+
 def _emit(arguments: argparse.Namespace) -> Report:
     """Write the accelerator's Verilog for a board's configuration."""
     from hwgen.boards import load_board
@@ -347,14 +417,16 @@ def _demo(arguments: argparse.Namespace) -> Report:
     return run_demo(arguments.out, seed=arguments.seed, frames=arguments.frames)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table that fits the terminal."""
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2
+) -> None:
+    """Print a table that fits the terminal; all but the first `words` columns are numbers."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < 2 else "right")
+        table.add_column(column, justify="left" if index < words else "right")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hwgen.arch import isa, registers
 from hwgen.arch.fields import Layout
+from hwgen.arch.trace import TRACE_RECORD
 
 _NOTE = "<!-- Generated from {source} by `shears docs`; do not edit. -->\n"
 
@@ -74,6 +75,16 @@ def registers_page() -> str:
     parts += ["\n## Error codes\n", "| Code | Name | Meaning |", "|---|---|---|"]
     for code, hint in registers.ERROR_HINTS.items():
         parts.append(f"| {code.value} | `{code.name}` | {hint} |")
+    parts.append(
+        "\n## Trace\n\n"
+        "Each instruction but END leaves a record when it is complete, if its index is among the "
+        "`trace_entries` of the configuration from TRACE_FIRST on. A record, whose 32 bit words "
+        "are TRACE_DATA0 and so on:\n\n"
+        f"{_table(TRACE_RECORD)}\n\n"
+        "Write TRACE_FIRST, run, read TRACE_COUNT; for each record write its number to "
+        "TRACE_INDEX, read it back, read the data. A longer program is traced in several runs. "
+        "Starting a run and a soft reset forget the records; an error does not."
+    )
     parts.append(
         "\n## Programming model\n\n"
         "1. Read ID, VERSION and DIGEST; refuse what does not match the bundle.\n"

@@ -27,6 +27,7 @@ COUNTED = {
     "BYTES_READ": ("read_beat", BEAT_BYTES),
     "BYTES_WRITTEN": ("write_beat", BEAT_BYTES),
     "INSTRUCTIONS": ("dispatched", 1),
+    "CYCLES_WAIT_BANK": ("wait_bank", 1),
 }
 
 
@@ -34,7 +35,8 @@ class Control(wiring.Component):
     """The machine's life: IDLE, RUN, then END or STOP, and RESET from anywhere.
 
     - A start is taken when idle with a drained bus; the cycle after is the first of RUN. `halt`
-      is low in RUN alone and holds the engines in reset; `drain` is its equal for the bus.
+      is low in RUN alone and holds the engines in reset; `drain` is its equal for the bus. `clear`
+      is high in the cycle before RUN, and in RESET: what is known of the last run is forgotten.
     - END waits for instructions fetched beyond END to be drained; then DONE and its event. A bus
       that never delivers them is NO_PROGRESS of the dispatcher, at the instruction behind END.
     - The first error is kept. STOP waits for the bus to drain (at most WATCHDOG cycles
@@ -64,6 +66,7 @@ class Control(wiring.Component):
             "irq_status_set": Out(struct_of(BY_NAME["IRQ_STATUS"].layout)),
             **{name.lower(): Out(32) for name in COUNTERS},
             "halt": Out(1, init=1),
+            "clear": Out(1),
             "bus_idle": In(1),
             "finished": In(1),
             **{f"{name}_error": In(error_report()) for name in QUEUE_NAMES},
@@ -100,7 +103,7 @@ class Control(wiring.Component):
                 ]
 
         done, error = Signal(), Signal()
-        clear, keep = Signal(), Signal()
+        clear, keep = self.clear, Signal()
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(self.start & self.bus_idle):

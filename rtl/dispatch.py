@@ -245,7 +245,8 @@ class Dispatch(wiring.Component):
     """Fetch, three gates and the token counters between every ordered pair of queues.
 
     A counter holds `TOKEN_BITS` bits; one token too many is TOKEN_OVERFLOW of the giver. `finished`
-    is high once END was dispatched and every instruction before it has completed. `oldest_*` name
+    is high once END was dispatched and every instruction before it has completed. `<queue>_missing`
+    has a bit for each queue whose token the head of that queue waits for. `oldest_*` name
     the oldest instruction that is not completed, for the watchdog; with none it is the dispatcher.
     """
 
@@ -260,6 +261,7 @@ class Dispatch(wiring.Component):
                 **{q.name.lower(): Out(stream.Signature(PAYLOADS[q])) for q in Queue},
                 **{f"{q.name.lower()}_complete": In(completion()) for q in Queue},
                 **{f"{q.name.lower()}_running": Out(1) for q in Queue},
+                **{f"{q.name.lower()}_missing": Out(len(Queue)) for q in Queue},
                 "wait_load": Out(1),
                 "wait_store": Out(1),
                 "dispatched": Out(1),
@@ -292,6 +294,7 @@ class Dispatch(wiring.Component):
             m.d.comb += [
                 gate.complete.eq(complete.valid),
                 getattr(self, f"{name}_running").eq(gate.running),
+                getattr(self, f"{name}_missing").eq(gate.waits & ~gate.available),
             ]
         m.d.comb += [
             self.finished.eq(fetch.ended & ~Cat(g.busy for g in gates.values()).any()),
@@ -305,7 +308,7 @@ class Dispatch(wiring.Component):
                 self._counter(m, gates, completes, giver, taker)
 
         waiting = gates[Queue.COMPUTE]
-        starved = waiting.waits & ~waiting.available & ~waiting.running.replicate(len(Queue))
+        starved = self.compute_missing & ~waiting.running.replicate(len(Queue))
         m.d.comb += [
             self.wait_load.eq(starved[Queue.LOAD]),
             self.wait_store.eq(starved[Queue.STORE]),

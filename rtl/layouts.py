@@ -11,9 +11,9 @@ from hwgen.arch import isa
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.fields import Layout
 from hwgen.arch.registers import ErrorCode
+from hwgen.arch.trace import INDEX_BITS
 
 ADDRESS_BITS = 16
-INDEX_BITS = 24
 ERROR_BITS = 8
 
 

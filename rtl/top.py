@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Module, ResetInserter, Signal
+from amaranth.hdl import Module, ResetInserter, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import Queue
 from hwgen.arch.registers import BASE_COUNT, COUNTERS, QUEUE_NAMES
+from hwgen.arch.trace import TRACE_WORDS, WORD_BITS
 from rtl.axi import LITE_MEMBERS, READ_MEMBERS, WRITE_MEMBERS, flat_members
 from rtl.compute import ComputeEngine
 from rtl.control import Control
@@ -22,6 +24,7 @@ from rtl.scratchpad import Scratchpad
 from rtl.store import StoreEngine
 from rtl.synapse_buffer import SynapseBuffer
 from rtl.tap_buffer import TapBuffer
+from rtl.trace import Trace
 from rtl.write_master import WriteMaster
 
 
@@ -52,7 +55,7 @@ class Accelerator(wiring.Component):
         dispatch, load = Dispatch(config), LoadEngine(config)
         store, compute = StoreEngine(config), ComputeEngine(config)
         scratchpad, synapse, taps = Scratchpad(config), SynapseBuffer(config), TapBuffer(config)
-        halt = control.halt
+        trace, halt = Trace(config), control.halt
         m.submodules.control = control
         m.submodules.registers = registers
         m.submodules.read_master = read_master
@@ -64,6 +67,7 @@ class Accelerator(wiring.Component):
         m.submodules.scratchpad = scratchpad
         m.submodules.synapse_buffer = synapse
         m.submodules.tap_buffer = taps
+        m.submodules.trace = trace
 
         for bus, members, prefix in (
             (registers.axi, LITE_MEMBERS, "s_axi"),
@@ -147,6 +151,13 @@ class Accelerator(wiring.Component):
         for name in COUNTERS:
             port = getattr(registers, name.lower())
             m.d.comb += port.value.eq(getattr(control, name.lower()))
+        wait_bank = Signal()
+        m.d.sync += wait_bank.eq(
+            (scratchpad.load.valid & ~scratchpad.load.ready)
+            | (scratchpad.store.valid & ~scratchpad.store.ready)
+        )
+        m.d.comb += control.wait_bank.eq(wait_bank)
+        self._trace(m, trace, dispatch, control, registers)
         for i in range(BASE_COUNT):
             base = getattr(registers, f"base{i}").value
             m.d.comb += [load.bases[i].eq(base), store.bases[i].eq(base)]
@@ -156,3 +167,29 @@ class Accelerator(wiring.Component):
         )
         m.d.comb += self.irq.eq(irq)
         return m
+
+    @staticmethod
+    def _trace(
+        m: Module, trace: Trace, dispatch: Dispatch, control: Control, registers: Registers
+    ) -> None:
+        """Let the trace see what starts and ends, and software see the trace."""
+        m.d.comb += [
+            trace.clear.eq(control.clear),
+            trace.cycle.eq(control.cycles_total),
+            trace.first.eq(registers.trace_first.index),
+            trace.address.eq(registers.trace_index.value),
+            registers.trace_count.value.eq(trace.count),
+            registers.trace_dropped.value.eq(trace.dropped),
+        ]
+        for name in QUEUE_NAMES[: len(Queue)]:
+            events, queue = getattr(trace, name), getattr(dispatch, name)
+            m.d.comb += [
+                events.started.eq(queue.valid & queue.ready),
+                events.index.eq(queue.payload.index),
+                events.missing.eq(getattr(dispatch, f"{name}_missing")),
+                events.complete.eq(getattr(dispatch, f"{name}_complete").valid),
+            ]
+        record = Value.cast(trace.record)
+        for i in range(TRACE_WORDS):
+            port = getattr(registers, f"trace_data{i}")
+            m.d.comb += port.value.eq(record[WORD_BITS * i : WORD_BITS * (i + 1)])

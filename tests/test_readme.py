@@ -79,11 +79,34 @@ def test_commands_on_a_network(
     np.savez("images.npz", images=rng.normal(size=(8, 3, 20, 20)).astype(np.float32))
     ran = set()
     for command in _commands("README.md"):
-        needs_simulator = command[0] == "run" and "interpreter" not in command
+        needs_simulator = _needs_simulator(command)
         if command[0] in ("compile", "estimate", "disassemble", "run") and not needs_simulator:
             assert main(command) == 0, command
             ran.add(command[0])
     assert ran == {"compile", "estimate", "disassemble", "run"}
+
+
+def _needs_simulator(command: list[str]) -> bool:
+    return command[0] == "profile" or (command[0] == "run" and "interpreter" not in command)
+
+
+@pytest.mark.slow
+def test_commands_on_the_simulated_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """README's verbs that need the simulator run on the same network."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK, encoding="utf-8")
+    np.savez("images.npz", images=rng.normal(size=(8, 3, 20, 20)).astype(np.float32))
+    ran = [
+        command[0]
+        for command in _commands("README.md")
+        if command[0] == "compile" or _needs_simulator(command)
+        if main(command) == 0
+    ]
+    assert ran == ["compile", "run", "profile"]
+    written = sorted(path.name for path in Path("build/profile").iterdir())
+    assert written == ["profile.json", "roofline.png", "trace.json"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])

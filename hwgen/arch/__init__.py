@@ -5,6 +5,7 @@ from hwgen.arch.bundle import Bundle, BundleError, LayerRecord, Placement, Tenso
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.estimate import Estimate, MemoryTiming, estimate
 from hwgen.arch.interpreter import GoldenRun, Interpreter, MachineError
+from hwgen.arch.trace import Profile, TraceRecord
 
 __all__ = [
     "AcceleratorConfig",
@@ -17,6 +18,8 @@ __all__ = [
     "MachineError",
     "MemoryTiming",
     "Placement",
+    "Profile",
     "TensorPlacement",
+    "TraceRecord",
     "estimate",
 ]

@@ -40,6 +40,9 @@ class AcceleratorConfig:
         a 4 KiB boundary), reads in flight (1 to 16).
     queue_depth
         Instructions each of the three queues holds ahead of execution. A power of two.
+    trace_entries
+        Records of the trace buffer, one an instruction. A power of two, 16 to 16384. Longer
+        programs are traced in several runs. 512 are two block RAMs, and so are fewer.
     """
 
     tn: int = 16
@@ -52,6 +55,7 @@ class AcceleratorConfig:
     max_burst_beats: int = 16
     outstanding_reads: int = 8
     queue_depth: int = 4
+    trace_entries: int = 512
 
     def __post_init__(self) -> None:
         """Refuse what the machine cannot be built as."""
@@ -87,6 +91,12 @@ class AcceleratorConfig:
             raise ValueError(
                 "synapse_rows and tap_entries must be at most 16384, not "
                 f"{self.synapse_rows} and {self.tap_entries}"
+            )
+        if self.trace_entries & (self.trace_entries - 1) or not (
+            16 <= self.trace_entries <= 1 << 14
+        ):
+            raise ValueError(
+                f"trace_entries must be a power of two, 16 to 16384, not {self.trace_entries!r}"
             )
         for name in ("max_burst_beats", "outstanding_reads"):
             if getattr(self, name) > 16:

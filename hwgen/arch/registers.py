@@ -7,6 +7,7 @@ import enum
 from dataclasses import dataclass
 
 from hwgen.arch.fields import Field, Layout
+from hwgen.arch.trace import INDEX_BITS, TRACE_WORDS
 
 ID_VALUE = 0x53524853  # "SHRS" read as little-endian bytes
 BASE_COUNT = 8
@@ -162,8 +163,35 @@ REGISTERS = (
     Register("BYTES_READ", 0x9C, _R, "Bytes read from DDR, instructions included."),
     Register("BYTES_WRITTEN", 0xA0, _R, "Bytes written to DDR."),
     Register("INSTRUCTIONS", 0xA4, _R, "Instructions dispatched."),
+    Register(
+        "CYCLES_WAIT_BANK",
+        0xA8,
+        _R,
+        "Cycles in which a word to load or to store waited because its scratchpad bank was busy.",
+    ),
+    Register(
+        "TRACE_FIRST",
+        0xC0,
+        _RW,
+        "Which instructions leave a record: this one and the next, as many as the buffer holds.",
+        (Field("index", INDEX_BITS, "Index of the first; keep it during a run."),),
+    ),
+    Register("TRACE_COUNT", 0xC4, _R, "Records of this run, or of the last one."),
+    Register(
+        "TRACE_DROPPED", 0xC8, _R, "Instructions complete, from TRACE_FIRST on, without a record."
+    ),
+    Register(
+        "TRACE_INDEX",
+        0xCC,
+        _RW,
+        "Which record TRACE_DATA shows, from 0; order of completion. Read it back before the data.",
+    ),
+    *(
+        Register(f"TRACE_DATA{i}", 0xD0 + 4 * i, _R, f"Bits {32 * i + 31}:{32 * i} of the record.")
+        for i in range(TRACE_WORDS)
+    ),
 )
 
 BY_NAME = {register.name: register for register in REGISTERS}
-COUNTERS = tuple(r.name for r in REGISTERS if r.offset >= 0x80)
+COUNTERS = tuple(r.name for r in REGISTERS if 0x80 <= r.offset < 0xC0)
 QUEUE_NAMES = ("load", "compute", "store", "dispatcher")

@@ -165,6 +165,9 @@ class Bench:
         for q in Queue:
             offered = bool(self.queued[q]) and self._free(q)
             assert int(self.sinks[q].valid.value) == offered, f"{q.name} {self.queued[q]}"
+            waits = self.program[self.queued[q][0]][1] if self.queued[q] else set()
+            missing = sum(1 << giver for giver in waits if not self.tokens[giver, q])
+            assert int(getattr(self.dut, f"{NAMES[q]}_missing").value) == missing, q.name
             taken = self.sinks[q].sample()
             if taken is not None:
                 fields = unpack(PAYLOADS[q], taken)

@@ -17,8 +17,9 @@ from pynq.pl_server.device import Device
 
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.interpreter import Interpreter, MachineError, Memory
-from hwgen.arch.isa import ISA_VERSION
+from hwgen.arch.isa import INSTRUCTION_BYTES, ISA_VERSION, QUEUE_OF, decode
 from hwgen.arch.registers import BASE_COUNT, BY_NAME, REGISTERS, Access, ErrorCode
+from hwgen.arch.trace import TRACE_RECORD, WORD_BITS
 
 DDR_BASE = 0x1000_0000
 PAGE_BYTES = 4096
@@ -89,6 +90,10 @@ class FakeDevice(MemoryDevice):
         A soft reset never finishes while this is set.
     starts
         Programs started so far.
+    trace
+        Records of the last run, as if each instruction took ten cycles after the one before it.
+    trace_lost
+        So many records at the end of a run are lost.
     """
 
     def __init__(
@@ -104,6 +109,8 @@ class FakeDevice(MemoryDevice):
         self.stuck_reset = False
         self.polls = polls
         self.starts = 0
+        self.trace: list[int] = []
+        self.trace_lost = 0
         self.reset_registers()
 
     def reset_registers(self) -> None:
@@ -123,6 +130,9 @@ class FakeDevice(MemoryDevice):
         if name == "STATUS":
             self._advance()
             return struct.pack("<I", BY_NAME[name].layout.pack(self.status))
+        if name.startswith("TRACE_DATA"):
+            word = self.trace[self.registers["TRACE_INDEX"]] >> WORD_BITS * int(name[-1])
+            return struct.pack("<I", word & 0xFFFFFFFF)
         return struct.pack("<I", self.registers[name])
 
     def write_registers(self, address: int, data: bytes) -> None:
@@ -167,6 +177,24 @@ class FakeDevice(MemoryDevice):
             self._set_error(error.code, error.queue, error.instruction)
         self.registers["STEPS"] = self.machine.steps
         self.registers["CYCLES_TOTAL"] = 100 + self.machine.steps
+        if self._outcome is None:
+            self._record()
+
+    def _record(self) -> None:
+        """Leave the records that the program's window gets."""
+        first, place = self.registers["TRACE_FIRST"], self.registers["PROGRAM_ADDRESS"] - DDR_BASE
+        length = self.registers["PROGRAM_LENGTH"] - 1  # END has none
+        self.trace = []
+        for index in range(first, min(length, first + self.machine.config.trace_entries)):
+            at = place + INSTRUCTION_BYTES * index
+            opcode, _ = decode(self.ddr[at : at + INSTRUCTION_BYTES].tobytes())
+            values = {"queue": QUEUE_OF[opcode], "index": index}
+            values |= {"start": 10 * index + 5, "end": 10 * index + 12, "wait_load": index % 3}
+            self.trace.append(TRACE_RECORD.pack(values))
+        del self.trace[len(self.trace) - self.trace_lost :]
+        self.trace.reverse()  # any order will do
+        self.registers["TRACE_COUNT"] = len(self.trace)
+        self.registers["TRACE_DROPPED"] = max(0, length - first - len(self.trace))
 
     def _set_error(self, code: int, queue: int, instruction: int) -> None:
         self.registers["ERROR"] = BY_NAME["ERROR"].layout.pack({"code": code, "queue": queue})

@@ -93,6 +93,8 @@ def test_headers_share_their_bits() -> None:
         ({"synapse_rows": 1 << 15}, "at most 16384"),
         ({"max_burst_beats": 17}, "max_burst_beats must be 1 to 16, not 17"),
         ({"queue_depth": 0}, "queue_depth must be a positive integer, not 0"),
+        ({"trace_entries": 8}, "trace_entries must be a power of two, 16 to 16384, not 8"),
+        ({"trace_entries": 48}, "16 to 16384, not 48"),
         ({"tap_entries": 2.0}, "tap_entries must be a positive integer, not 2.0"),
     ],
 )
@@ -120,4 +122,5 @@ def test_registers_do_not_overlap() -> None:
     assert len(set(offsets)) == len(offsets)
     assert all(o % 4 == 0 and o < registers.ADDRESS_SPACE_BYTES for o in offsets)
     assert all(r.layout.bits == 32 for r in registers.REGISTERS)
+    assert registers.COUNTERS[0] == "CYCLES_TOTAL" and registers.COUNTERS[-1] == "CYCLES_WAIT_BANK"
     assert set(registers.ERROR_HINTS) == set(registers.ErrorCode)

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwgen.arch import Bundle
+from hwgen.arch import Bundle, Profile
 from hwgen.cli import main
+from tests.support.simulators import SMALL_BOARD
+
+ROOT = Path(__file__).parents[2]
 
 MODEL = """
 import torch
@@ -36,12 +39,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compile_into(folder: Path, name: str = "tiny", images: str = "images.npz") -> int:
+def compile_into(
+    folder: Path, name: str = "tiny", images: str = "images.npz", board: str = "pynq-z2"
+) -> int:
     """Run `shears compile`."""
     return main(
         [
             *("compile", f"{folder / 'net.py'}:{name}"),
-            *("--calibration", str(folder / images)),
+            *("--calibration", str(folder / images), "--board", board),
             *("--out", str(folder / "bundle"), "--json", str(folder / "compile.json")),
         ]
     )
@@ -64,6 +69,31 @@ def test_compile_estimate_run_disassemble(
     assert np.shape(json.loads(result.read_text())["logits"]) == (2, 4)
     assert main(["disassemble", str(bundle)]) == 0
     assert "COMPUTE" in capsys.readouterr().out
+
+
+def test_profile(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The verb writes a trace, a plot and the records, and its JSON adds up."""
+    fields = "\n".join(f"{name} = {value}" for name, value in SMALL_BOARD.to_dict().items())
+    board = (ROOT / "boards" / "pynq-z2.toml").read_text().partition("[accelerator]")[0]
+    (folder / "small.toml").write_text(f"{board}[accelerator]\n{fields}\n")
+    assert compile_into(folder, board=str(folder / "small.toml")) == 0
+    capsys.readouterr()
+    out, result = folder / "profile", folder / "profile.json"
+    command = ["profile", str(folder / "bundle"), "--seed", "3", "--out", str(out)]
+    assert main([*command, "--board", str(folder / "small.toml"), "--json", str(result)]) == 0
+    report = json.loads(result.read_text())
+    rows, counters = report["layers"], report["counters"]
+    assert f"{counters['CYCLES_TOTAL']:,} cycles" in capsys.readouterr().out
+    assert sum(row["cycles"] for row in rows) == counters["CYCLES_TOTAL"]
+    assert sum(row["wait_load"] for row in rows) == counters["CYCLES_WAIT_LOAD"]
+    assert sum(row["macs"] for row in rows) == Bundle.load(folder / "bundle").macs
+    assert sorted(map(str, out.iterdir())) == sorted(report["files"])
+    profile = Profile.from_dict(json.loads((out / "profile.json").read_text()))
+    assert profile.counters == counters and len(profile.records) == counters["INSTRUCTIONS"] - 1
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {e["args"]["index"] for e in events if e["ph"] == "X"} == set(
+        range(len(profile.records))
+    )
 
 
 def test_unsupported_network_writes_nothing(

@@ -42,7 +42,7 @@ def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
 @each_simulator
 def test_control(simulator: str, tmp_path: Path) -> None:
     """Every output in every cycle of random lives."""
-    parameters = {"seed": 33, "count": 2500}
+    parameters = {"seed": 33, "count": 6000}
     run_bench(Control(), "sim.benches.bench_control", simulator, tmp_path, parameters)
 
 
