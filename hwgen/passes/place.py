@@ -239,10 +239,11 @@ class _Planner:
         for share, early, slots in _STRIP_PLANS if spilled else _STRIP_PLANS[:1]:
             plans, buffers = self._plans(tensors, spilled, share, early, slots)
             everything = sorted([*tensors, *buffers], key=lambda t: (t.birth, -t.words))
-            placed: dict[str, int] = {}
-            apart = self._apart(spilled)
-            if _search(everything, 0, placed, apart, self.config, [_SEARCH_LIMIT]):
-                return self._result(spilled, plans, placed)
+            for quick in (True, False):
+                placed: dict[str, int] = {}
+                apart = self._apart(spilled, quick)
+                if _search(everything, 0, placed, apart, self.config, [_SEARCH_LIMIT]):
+                    return self._result(spilled, plans, placed)
         # With strips of one row each, which layer is the tightest?
         raise _DoesNotFit(
             max(range(len(self.graph.layers)), key=lambda i: self._demand(everything, i))
@@ -270,17 +271,25 @@ class _Planner:
             "or larger banks, fewer channels, or a smaller input resolution"
         )
 
-    def _apart(self, spilled: set[str]) -> dict[str, set[str]]:
-        """Which regions must not share a bank: those of a layer's input and residual."""
+    def _apart(self, spilled: set[str], quick: bool) -> dict[str, set[str]]:
+        """Which regions do not share a bank.
+
+        Those of a layer's input and residual must not. To be `quick`, what is loaded lies apart
+        from what is written meanwhile, too: a slice takes one write a cycle.
+        """
         apart: dict[str, set[str]] = {}
         for index, layer in enumerate(self.graph.layers):
-            if layer.residual is not None:
-                pair = [
-                    _buffer(index, role) if name in spilled else name
-                    for role, name in _roles(layer)[:2]
-                ]
-                for a, b in itertools.permutations(pair):
-                    apart.setdefault(a, set()).add(b)
+            places = {
+                role: _buffer(index, role) if name in spilled else name
+                for role, name in _roles(layer)
+            }
+            *read, output = places.values()
+            pairs = [tuple(read)] if len(read) == 2 else []
+            for role, name in _roles(layer)[:-1]:
+                if quick and (name in spilled or name == self.graph.input):
+                    pairs.append((places[role], output))
+            for a, b in itertools.chain(pairs, (pair[::-1] for pair in pairs)):
+                apart.setdefault(a, set()).add(b)
         return apart
 
     def _plans(
