@@ -194,6 +194,7 @@ class _Machine:
         self.in_flight = 0
         self.next_issue = 0
         self.channel_free = 0
+        self.taken = (-2, -1)
         # Queues and tokens.
         self.gates = {queue: _Gate() for queue in Queue}
         self.tokens = {(a, b): 0 for a in Queue for b in Queue}
@@ -269,15 +270,24 @@ class _Machine:
         if isinstance(transfer.owner, _Job):
             self._receive(transfer.owner, first, burst, transfer.beats == 0)
         else:
-            self.channel_free = first + burst
-            here = first + burst - 1 + timing.READ_RESPONSE_CYCLES
+            here = self._fetch_beats(first, burst)
             self.fetched[transfer.owner] = here
             self.at(here, self._dispatch)
         if transfer.beats == 0:
             self.pending[client] = None
             self._accept(now, client)
-        self.at(self.channel_free + timing.BURST_OVER_CYCLES, self._burst_over)
+        self.at(self.taken[1] + timing.BURST_OVER_CYCLES, self._burst_over)
         self.at(now + 1, self._issue)
+
+    def _fetch_beats(self, first: int, count: int) -> int:
+        """Take an instruction's beats, perhaps behind beats that a LOAD has not taken yet."""
+        bus = first - 1
+        for _ in range(count):
+            # Two beats wait between the bus and whoever takes them, in order.
+            bus = max(bus + 1, self.taken[0] + 1)
+            self.taken = self.taken[1], max(bus + timing.READ_RESPONSE_CYCLES, self.taken[1] + 1)
+        self.channel_free = bus + 1
+        return self.taken[1]
 
     def _burst_over(self, now: int) -> None:
         self.in_flight -= 1
@@ -289,6 +299,7 @@ class _Machine:
             begin = max(self.row_free, first + timing.READ_RESPONSE_CYCLES)
             self.row = _Row(job.fields, self.config, begin)
         self.channel_free = self.row.take(first, burst)
+        self.taken = self.row.taken
         if not row_over:
             return
         self.row_free = self.row.finish()

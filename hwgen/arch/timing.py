@@ -65,7 +65,7 @@ READ_RESPONSE_CYCLES = 1
 """From a beat on the bus to its client."""
 
 BURST_OVER_CYCLES = 1
-"""From a burst's last beat on the bus to the next burst that may take its place in flight."""
+"""From a burst's last beat taken to the next burst that may take its place in flight."""
 
 LOAD_ISSUE_CYCLES = 3
 """From a LOAD's acceptance to its first row's request."""

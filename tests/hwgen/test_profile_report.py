@@ -46,8 +46,8 @@ def bundle(rng: np.random.Generator) -> Bundle:
     made = linear_bundle(rng.integers(-9, 9, (3, 3, 4, 4)).astype(np.int8))
     shape = (4, 1, 1)
     layers = (
-        LayerRecord("a", "QConv", 1, 2, 6000, 30, shape),
-        LayerRecord("b", "QConv", 4, 4, 1000, 10, shape),
+        LayerRecord("a", "QConv", 1, 2, 6000, 0, 30, shape),
+        LayerRecord("b", "QConv", 4, 4, 1000, 0, 10, shape),
     )
     return dataclasses.replace(made, layers=layers)
 

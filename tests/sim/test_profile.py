@@ -80,7 +80,8 @@ def test_records_agree_with_the_estimate(
 ) -> None:
     """Every COMPUTE starts and ends when the estimate says, up to one shift of the whole chain.
 
-    The first LOAD, of folded pixels, is predicted a cycle late, and moves all behind it.
+    The first LOAD, of folded pixels, is predicted a cycle late, and moves all behind it. A STORE
+    that shares a bank with the array's reads is held up by them, which the estimate leaves out.
     """
     bundle = every(rng)
     found, played = profile(board, bundle, rng), Played(bundle)
@@ -91,7 +92,9 @@ def test_records_agree_with_the_estimate(
             shifts[record.opcode] |= {record.start - played.start[record.index]}
     print(shifts)
     assert len(shifts["COMPUTE"]) == 1
-    assert all(abs(shift) <= 1 for mine in shifts.values() for shift in mine)
+    assert all(abs(shift) <= 1 for name in ("LOAD", "COMPUTE") for shift in shifts[name])
+    held_up = found.counters["CYCLES_WAIT_BANK"]
+    assert all(-1 <= shift <= 1 + held_up for shift in shifts["STORE"])
     (shift,) = shifts["COMPUTE"]
     tail = timing.INPUT_ADDRESS_CYCLES + timing.read_after_write_cycles(CONFIG) - 1
     for record in found.records:
