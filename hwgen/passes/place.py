@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwgen.arch.bundle import BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.isa import Mode
+from hwgen.arch.isa import BEAT_BYTES, Mode
 from hwgen.ir.machine import MachineGraph, MachineLayer, TensorLayout
 
 _SEARCH_LIMIT = 20_000
@@ -31,13 +30,10 @@ _FIRST_STRIP_ROWS = 2
 #: A strip of the picture may be this much taller than the one that computes while it is loaded.
 _STRIP_GROWTH = 4 / 3
 _CHUNK_OF_SYNAPSE = 0.6
-#: How strips are tried, the best first: the share of a layer's free scratchpad that its buffers may
-#: take, whether they find room while the layer before still runs, and strips a buffer.
-_STRIP_PLANS = (
-    *((share, True, 2) for share in (0.5, 0.4, 0.3)),
-    *((share, False, 2) for share in (1.0, 0.8, 0.6, 0.4, 0.25, 0.12, 0.0)),
-    *((share, False, 1) for share in (1.0, 0.5, 0.0)),
-)
+#: Bus beats that loading a strip may take for each step of the array, to be hidden behind it.
+_BEATS_A_STEP = 0.5
+#: Steps of a COMPUTE, at least, that make its dispatch and its parameters small beside it.
+_LEAST_STEPS = 256
 
 
 class PlacementError(ValueError):
@@ -101,11 +97,15 @@ class LayerPlan:
         Of one image, or of all of them when the network runs layer by layer.
     buffers
         Strip buffers of the spilled ones among ``input``, ``residual`` and ``output``.
+    interleaved
+        Its strips run between those of the layer before, whose output it reads, each as soon as its
+        rows are there: the bus then loads for this layer while the array works for that one.
     """
 
     chunks: tuple[tuple[int, int], ...]
     strips: tuple[Strip, ...]
     buffers: dict[str, Region]
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,28 +231,59 @@ class _Planner:
         return self.graph.layouts[name].words * self.slots
 
     def attempt(self, spilled: set[str]) -> Placement:
-        """Place everything with these maps spilled, or raise _DoesNotFit."""
-        tensors = self.lifetimes(spilled)
-        worst = max(range(len(self.graph.layers)), key=lambda i: self._demand(tensors, i))
-        if self._demand(tensors, worst) > self.config.scratchpad_words:
-            raise _DoesNotFit(worst)
-        for share, early, slots in _STRIP_PLANS if spilled else _STRIP_PLANS[:1]:
-            plans, buffers = self._plans(tensors, spilled, share, early, slots)
-            everything = sorted([*tensors, *buffers], key=lambda t: (t.birth, -t.words))
-            for quick in (True, False):
-                placed: dict[str, int] = {}
-                apart = self._apart(spilled, quick)
-                if _search(everything, 0, placed, apart, self.config, [_SEARCH_LIMIT]):
-                    return self._result(spilled, plans, placed)
-        # With strips of one row each, which layer is the tightest?
-        raise _DoesNotFit(
-            max(range(len(self.graph.layers)), key=lambda i: self._demand(everything, i))
-        )
+        """Place everything with these maps spilled, or raise _DoesNotFit.
 
-    @staticmethod
-    def _demand(tensors: Iterable[_Tensor], index: int) -> int:
-        """Words alive while layer `index` runs."""
-        return sum(t.words for t in tensors if t.alive_at(index))
+        First the maps that stay, then, layer by layer, the strip buffers into what they leave free.
+        """
+        pairs = self._pairs(spilled)
+        resident = [
+            # The maps of one layer of a pair live while the other one runs, too.
+            replace(
+                tensor,
+                birth=tensor.birth - (tensor.birth in pairs),
+                death=tensor.death + (tensor.death + 1 in pairs),
+            )
+            for tensor in self.lifetimes(spilled)
+        ]
+        indices = range(len(self.graph.layers))
+        worst = max(indices, key=lambda i: sum(t.words for t in resident if t.alive_at(i)))
+        if sum(t.words for t in resident if t.alive_at(worst)) > self.config.scratchpad_words:
+            raise _DoesNotFit(worst)
+        for quick in (True, False):
+            placed: dict[str, int] = {}
+            apart = self._apart(spilled, quick)
+            if _search(resident, 0, placed, apart, self.config, [_SEARCH_LIMIT], downwards=False):
+                break
+        else:
+            raise _DoesNotFit(worst)
+        plans: list[LayerPlan] = []
+        before: list[_Tensor] = []
+        for index in indices:
+            if index + 1 not in pairs:
+                together = [index - 1, index] if index in pairs else [index]
+                found, before = self._place_buffers(together, spilled, resident, before, placed)
+                plans += found
+        return self._result(spilled, plans, placed)
+
+    def _pairs(self, spilled: set[str]) -> set[int]:
+        """Choose the layers that run interleaved with the one before.
+
+        They are those that work lane by lane on a spilled map: they do so little with each word
+        that loading it takes longer, while the layer that made it kept the bus idle.
+        """
+        pairs: set[int] = set()
+        for index, layer in enumerate(self.graph.layers[1:], 1):
+            before = self.graph.layers[index - 1]
+            if (
+                layer.mode != Mode.DENSE
+                and layer.input == before.output
+                and layer.input in spilled
+                and layer.residual is None
+                and index - 1 not in pairs
+                and self._fits(before, 0, len(before.groups))
+            ):
+                pairs.add(index)
+        return pairs
 
     def explain(self, index: int) -> str:
         """Say what layer `index` would need at the least."""
@@ -292,29 +323,128 @@ class _Planner:
                 apart.setdefault(a, set()).add(b)
         return apart
 
-    def _plans(
-        self, tensors: list[_Tensor], spilled: set[str], share: float, early: bool, slots: int
+    def _place_buffers(
+        self,
+        together: list[int],
+        spilled: set[str],
+        resident: list[_Tensor],
+        before: list[_Tensor],
+        placed: dict[str, int],
     ) -> tuple[list[LayerPlan], list[_Tensor]]:
-        """Cut every layer into strips and chunks; list the strip buffers to place."""
+        """Choose the strips of a layer, or of a pair, and place their buffers; raise _DoesNotFit.
+
+        Strips are as short as keeps the bus less busy than the array, so that little time is lost
+        before the first of them is loaded and after the last one is computed; two of each in a
+        buffer. Best of all their first loads find room beside the buffers of the layer `before`,
+        and what is loaded lies apart from what is written.
+        """
+        if not any(name in spilled for i in together for _, name in _roles(self.graph.layers[i])):
+            return [self._plan(i, 0, 1, spilled, False)[0] for i in together], []
+        for slots in (2, 1):
+            for rows in self._heights(together):
+                for early, quick in itertools.product((True, False), repeat=2):
+                    plans, buffers = self._buffers(together, rows, slots, spilled, early)
+                    first = min(buffer.birth for buffer in buffers)
+                    living = [t for t in resident if t.birth <= together[-1] and t.death >= first]
+                    living += before if early else []
+                    trial = dict(placed)
+                    if _search(
+                        [*living, *buffers],
+                        len(living),
+                        trial,
+                        self._apart(spilled, quick),
+                        self.config,
+                        [_SEARCH_LIMIT],
+                        downwards=together[0] % 2 == 1,
+                    ):
+                        placed.update(trial)
+                        return plans, buffers
+        raise _DoesNotFit(together[-1])
+
+    def _heights(self, together: list[int]) -> list[int]:
+        """List strip heights worth trying, in rows of the last layer, the best first.
+
+        That is the shortest strip that keeps the array busier than the bus, with maps and with
+        fresh weights; then shorter ones.
+        """
+        layers, layouts = [self.graph.layers[i] for i in together], self.graph.layouts
+        whole = layouts[layers[-1].output].height
+        heights = sorted({-(-whole // count) for count in range(1, whole + 1)})
+
+        def keeps_busy(rows: int) -> bool:
+            beats, steps, least, fresh = 0, 0, math.inf, math.inf
+            for layer in reversed(layers):
+                _, height, width = layouts[layer.output].shape
+                into = layouts[layer.input]
+                rows = min(rows, height)
+                first, last = layer.input_rows(1, min(rows + 1, height), into.height)
+                words = (last - first) * into.row_words * into.tiles
+                if layer.residual is not None:
+                    words += (
+                        rows * layouts[layer.residual].row_words * layouts[layer.residual].tiles
+                    )
+                beats += words * self.config.word_bytes // BEAT_BYTES
+                pixels = rows * -(-width // self.config.tp)
+                steps += pixels * sum(len(group.taps) for group in layer.groups)
+                least = min(least, pixels * min(len(group.taps) for group in layer.groups))
+                if layer.mode == Mode.DENSE:
+                    fresh = min(fresh, pixels)
+                rows *= layer.stride[0]
+            # The first strip takes a step a pixel with each SB row, while the next rows are loaded.
+            row_beats = self.config.synapse_row_bytes // BEAT_BYTES
+            return (
+                beats <= _BEATS_A_STEP * steps
+                and least >= _LEAST_STEPS
+                and _BEATS_A_STEP * fresh >= row_beats
+            )
+
+        best = next(filter(keeps_busy, heights), whole)
+        return [rows for rows in reversed(heights) if rows <= best]
+
+    def _buffers(
+        self, together: list[int], rows: int, slots: int, spilled: set[str], early: bool
+    ) -> tuple[list[LayerPlan], list[_Tensor]]:
+        """Plan a layer, or a pair, in strips of `rows` of the last one's rows.
+
+        Where `early`, what is loaded has its place while the layer before still runs.
+        """
         plans, buffers = [], []
-        for index, layer in enumerate(self.graph.layers):
-            roles = [(role, name) for role, name in _roles(layer) if name in spilled]
-            chunks = self._chunks(layer, bool(roles))
-            height = self.graph.layouts[layer.output].height
-            if roles:
-                free = self.config.scratchpad_words - self._demand(tensors, index)
-                height = self._strip_height(layer, roles, chunks, int(free * share), slots)
-            strips = self._strips(layer, height)
-            regions = {}
-            for role, name in roles:
-                rows = self._buffer_rows(layer, role, strips)
-                used = slots if len(strips) * len(chunks) > 1 else 1
-                words = self._row_words(layer, role, name, chunks) * rows * used
-                birth = index - 1 if early and role != "output" else index
-                buffers.append(_Tensor(_buffer(index, role), words, birth, index))
-                regions[role] = Region(0, rows, used)
-            plans.append(LayerPlan(chunks, strips, regions))
+        for index in together:
+            height = rows
+            if index != together[-1]:
+                height = rows * self.graph.layers[together[-1]].stride[0]
+            plan, more = self._plan(index, height, slots, spilled, index != together[0])
+            plans.append(plan)
+            for buffer in more:
+                ahead = early and not buffer.name.endswith("output") and index == together[0]
+                buffers.append(replace(buffer, birth=together[0] - ahead, death=together[-1]))
         return plans, buffers
+
+    def _plan(
+        self, index: int, height: int, slots: int, spilled: set[str], interleaved: bool
+    ) -> tuple[LayerPlan, list[_Tensor]]:
+        """Cut a layer into chunks and strips of `height` rows; list the buffers that it needs.
+
+        Height 0 is the whole map.
+        """
+        layer = self.graph.layers[index]
+        roles = [(role, name) for role, name in _roles(layer) if name in spilled]
+        chunks = self._chunks(layer, bool(roles))
+        if interleaved or self._is_maker(index, spilled):
+            chunks = ((0, len(layer.groups)),)
+        strips = self._strips(layer, height or self.graph.layouts[layer.output].height)
+        regions, buffers = {}, []
+        for role, name in roles:
+            rows = self._buffer_rows(layer, role, strips)
+            used = slots if len(strips) * len(chunks) > 1 else 1
+            words = self._row_words(layer, role, name, chunks) * rows * used
+            buffers.append(_Tensor(_buffer(index, role), words, index, index))
+            regions[role] = Region(0, rows, used)
+        return LayerPlan(chunks, strips, regions, interleaved), buffers
+
+    def _is_maker(self, index: int, spilled: set[str]) -> bool:
+        """Tell whether the next layer runs interleaved with this one."""
+        return index + 1 in self._pairs(spilled)
 
     def _chunks(self, layer: MachineLayer, spilled: bool) -> tuple[tuple[int, int], ...]:
         """Cut the groups into chunks whose weights are on chip together, whole tiles each.
@@ -362,33 +492,6 @@ class _Planner:
         spans = (layer.input_rows(strip.first, strip.last, height) for strip in strips)
         return max(last - first for first, last in spans)
 
-    def _strip_height(
-        self,
-        layer: MachineLayer,
-        roles: list[tuple[str, str]],
-        chunks: tuple[tuple[int, int], ...],
-        budget: int,
-        slots: int,
-    ) -> int:
-        """Return the most output rows of a strip whose buffers fit `budget`, at least one."""
-        whole = self.graph.layouts[layer.output].height
-        limit = self.config.scratchpad_bank_words if layer.residual is not None else budget
-        best = 1
-        for rows in range(1, whole + 1):
-            strips = (Strip(0, 0, rows),) if rows == whole else (Strip(0, 1, rows + 1),)
-            sizes = {
-                role: slots
-                * self._row_words(layer, role, name, chunks)
-                * self._buffer_rows(layer, role, strips)
-                for role, name in roles
-            }
-            shared = [sizes[role] for role in ("input", "residual") if role in sizes]
-            if sum(sizes.values()) > budget or max(shared, default=0) > limit:
-                break
-            best = rows
-        # Strips of equal height: the last one is no sliver.
-        return -(-whole // -(-whole // best))
-
     def _strips(self, layer: MachineLayer, height: int) -> tuple[Strip, ...]:
         """Cut the output's rows; small strips first where the picture comes from DDR."""
         whole = self.graph.layouts[layer.output].height
@@ -420,7 +523,7 @@ class _Planner:
                 role: Region(placed[_buffer(index, role)], region.rows, region.slots)
                 for role, region in plan.buffers.items()
             }
-            final.append(LayerPlan(plan.chunks, plan.strips, buffers))
+            final.append(replace(plan, buffers=buffers))
         load = graph.input_load
         image = load.plane_bytes * layouts[graph.input].tiles or (
             load.pitch_bytes * layouts[graph.input].height
@@ -490,19 +593,20 @@ def _search(
     apart: dict[str, set[str]],
     config: AcceleratorConfig,
     budget: list[int],
+    downwards: bool,
 ) -> bool:
     """Place tensor `index` and those after it, backtracking; `budget` bounds the tries."""
     if index == len(tensors):
         return True
     tensor = tensors[index]
     others = [t for t in tensors[:index] if t.alive_with(tensor)]
-    for address in _candidates(tensor, others, placed, config):
+    for address in sorted(_candidates(tensor, others, placed, config), reverse=downwards):
         budget[0] -= 1
         if budget[0] < 0:
             return False
         if _is_free(tensor, address, others, placed, apart, config):
             placed[tensor.name] = address
-            if _search(tensors, index + 1, placed, apart, config, budget):
+            if _search(tensors, index + 1, placed, apart, config, budget, downwards):
                 return True
             del placed[tensor.name]
     return False
@@ -513,7 +617,7 @@ def _candidates(
     others: list[_Tensor],
     placed: dict[str, int],
     config: AcceleratorConfig,
-) -> Iterator[int]:
+) -> list[int]:
     """Addresses worth trying: at bank starts, and right behind or in front of living maps."""
     bank = config.scratchpad_bank_words
     found = {b * bank for b in range(config.scratchpad_banks)}
@@ -521,7 +625,7 @@ def _candidates(
     for other in others:
         found.add(placed[other.name] + other.words)
         found.add(placed[other.name] - tensor.words)
-    return iter(sorted(a for a in found if 0 <= a <= config.scratchpad_words - tensor.words))
+    return [a for a in found if 0 <= a <= config.scratchpad_words - tensor.words]
 
 
 def _is_free(

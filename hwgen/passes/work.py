@@ -224,17 +224,28 @@ class WorkList:
     def _runs(self) -> Iterator[Run]:
         """List the runs in their order, each with its COMPUTEs."""
         for image in range(1 if self.placed.layer_major else self.placed.images):
-            for index, layer in enumerate(self.graph.layers):
-                plan = self.placed.plans[index]
-                passes = [(chunk, strip) for chunk in plan.chunks for strip in plan.strips]
-                for number, (chunk, strip) in enumerate(passes):
-                    own = strip.image if self.placed.layer_major else image
-                    over = chunk == plan.chunks[-1] and (
-                        number + 1 == len(passes) or passes[number + 1][1].image != strip.image
-                    )
-                    run = self._run(layer, plan, chunk, strip, own, number, over)
-                    run.works.extend(self._works(run, self.codes[index][chunk[0] : chunk[1]]))
-                    yield run
+            before: list[Run] = []
+            for index, plan in enumerate(self.placed.plans):
+                runs = list(self._layer_runs(index, image))
+                if plan.interleaved:
+                    runs = _interleaved(before, runs)
+                else:
+                    yield from before
+                before = runs
+            yield from before
+
+    def _layer_runs(self, index: int, image: int) -> Iterator[Run]:
+        """List one layer's runs: chunks, then strips."""
+        layer, plan = self.graph.layers[index], self.placed.plans[index]
+        passes = [(chunk, strip) for chunk in plan.chunks for strip in plan.strips]
+        for number, (chunk, strip) in enumerate(passes):
+            own = strip.image if self.placed.layer_major else image
+            over = chunk == plan.chunks[-1] and (
+                number + 1 == len(passes) or passes[number + 1][1].image != strip.image
+            )
+            run = self._run(layer, plan, chunk, strip, own, number, over)
+            run.works.extend(self._works(run, self.codes[index][chunk[0] : chunk[1]]))
+            yield run
 
     def _run(
         self,
@@ -315,6 +326,19 @@ class WorkList:
         if data not in self._tap_blocks:
             self._tap_blocks[data] = Block(data, LoadTarget.TAP, len(taps))
         return self._tap_blocks[data], offsets
+
+
+def _interleaved(makers: list[Run], readers: list[Run]) -> list[Run]:
+    """Put each reader behind the maker of its last row, and one more while that row is stored."""
+    merged, waiting = [], list(readers)
+    for number, maker in enumerate(makers):
+        merged.append(maker)
+        made = [(run.image, run.strip.last) for run in makers[:number]]
+        while waiting and (waiting[0].image, waiting[0].input_rows[1]) <= max(
+            made, default=(-1, 0)
+        ):
+            merged.append(waiting.pop(0))
+    return merged + waiting
 
 
 def _split_rows(
