@@ -11,7 +11,7 @@ operand share its line.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 
 from rtl.pipeline import FLIP_FLOPS, Pipeline
 
@@ -45,8 +45,9 @@ def booth_product(m: Module, lines: Pipeline, name: str, weight: Signal, word: S
             Cat(Const(0, 1), lines.at(weight, cycle))[done : done + 3],
         )
         once, twice = digit[0] ^ digit[1], (digit == 0b011) | (digit == 0b100)
-        multiple = (_where(once, words) | _where(twice, words << 1)) ^ digit[2].replicate(9)
-        upper = add(running[done:].as_signed(), multiple.as_signed(), digit[2])
+        magnitude = Mux(twice, words << 1, Mux(once, words, 0))
+        multiple = Mux(digit[2], ~magnitude, magnitude)
+        upper = add(running[done:].as_signed(), multiple, digit[2])
         running = Cat(running[:done], upper[:10])
         if row % ROWS_A_CYCLE == ROWS_A_CYCLE - 1:
             running = _registered(m, f"{name}_{row}", running)
@@ -71,22 +72,14 @@ def pair_sum(
     for row in range(8):
         cycle = row // ROWS_A_CYCLE
         first, second = (lines.at(weight, cycle)[row] for weight in weights)
-        multiple = (
-            _where(first & second, lines.at(both, cycle))
-            | _where(first & ~second, lines.at(words[0], cycle))
-            | _where(~first & second, lines.at(words[1], cycle))
-        ).as_signed()
+        one, other = (lines.at(word, cycle) for word in words)
+        multiple = Mux(first, Mux(second, lines.at(both, cycle), one), Mux(second, other, 0))
         upper = running[row:].as_signed()
         upper = add(upper, multiple) if row < 7 else add(upper, ~multiple, 1)
         running = Cat(running[:row], upper[:10])
         if row % ROWS_A_CYCLE == ROWS_A_CYCLE - 1:
             running = _registered(m, f"{name}_{row}", running)
     return running
-
-
-def _where(condition: Value, word: Value) -> Value:
-    """Return the 9 bits of `word` where `condition`, else 0, in the form that Yosys maps best."""
-    return condition.replicate(9) & Cat(word, word[-1])[:9]
 
 
 def _registered(m: Module, name: str, running: Value) -> Signal:
