@@ -40,10 +40,8 @@ def booth_product(m: Module, lines: Pipeline, name: str, weight: Signal, word: S
     running: Value = Const(0, 8)
     for row in range(4):
         cycle, done = row // ROWS_A_CYCLE, 2 * row
-        words, digit = (
-            lines.at(word, cycle),
-            Cat(Const(0, 1), lines.at(weight, cycle))[done : done + 3],
-        )
+        words = lines.at(word, cycle)
+        digit = Cat(Const(0, 1), lines.at(weight, cycle))[done : done + 3]
         once, twice = digit[0] ^ digit[1], (digit == 0b011) | (digit == 0b100)
         magnitude = Mux(twice, words << 1, Mux(once, words, 0))
         multiple = Mux(digit[2], ~magnitude, magnitude)

@@ -147,6 +147,7 @@ class _Tree:
             terms += [term for comes, term in self.terms if comes == cycle]
             carries += [carry for comes, carry in self.carries if comes == cycle]
             if cycle == latency - 1:
+                # Carries that no adder is left for: see `timing.array_cycles`.
                 terms += [C(0, signed(1))] * len(carries[len(terms) - 1 :])
             step = timing.TREE_TERMS_PER_CYCLE
             terms = [self._add(terms[j : j + step], carries) for j in range(0, len(terms), step)]
