@@ -159,10 +159,10 @@ class ComputeEngine(wiring.Component):
         m.d.comb += [
             array.weights.eq(self.synapse.data),
             lanes.weights.eq(self.synapse.data),
-            lanes.mode.eq(at(mode, self.WORD_STAGE)),
+            lanes.mode.eq(at(mode, self.WORD_STAGE - Lanes.LEAD)),
+            lanes.slot.eq(at(slot, self.WORD_STAGE - Lanes.LEAD)),
+            lanes.block.eq(at(block, self.WORD_STAGE - Lanes.LEAD)),
             lanes.first.eq(at(first, self.WORD_STAGE)),
-            lanes.slot.eq(at(slot, self.WORD_STAGE)),
-            lanes.block.eq(at(block, self.WORD_STAGE)),
         ]
 
         # WORD_STAGE too: channel parameters, slot n of the rows joined, kept until the next ones.
@@ -180,9 +180,11 @@ class ComputeEngine(wiring.Component):
         # step could, at the earliest: its parameter rows came before it.
         travelled = at(parameters, sum_stage - self.WORD_STAGE)
         lane_terms = local("lane_terms", lanes.terms, lanes.terms.shape())
+        wait = PEArray.latency(config) - Lanes.LATENCY
+        waited = Pipeline(m, shift_registers=False).at(lane_terms, wait)
         m.d.comb += [
             accumulators.trees.eq(array.sums),
-            accumulators.lanes.eq(at(lane_terms, PEArray.latency(config) - Lanes.LATENCY)),
+            accumulators.lanes.eq(waited),
             accumulators.dense.eq(at(mode, sum_stage) == Mode.DENSE),
             accumulators.clear.eq(at(mode, sum_stage) == Mode.MAXIMUM),
             accumulators.first.eq(at(first, sum_stage)),

@@ -10,24 +10,28 @@ from amaranth.lib.wiring import In, Out
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import Mode
 from rtl.layouts import int8_lanes, lane_block, synapse_row
+from rtl.multipliers import BOOTH_CYCLES, booth_product
 from rtl.pe_array import int8_products
-from rtl.pipeline import Pipeline
+from rtl.pipeline import FLIP_FLOPS, Pipeline
 
 
 class Lanes(wiring.Component):
     """tn lanes of one block of the word, for each of tp pixels, one step a cycle.
 
-    `terms[p][n]` follows LATENCY after a step was sampled:
+    `words`, `weights` and `first` are sampled with a step; `mode`, `slot` and `block` LEAD cycles
+    ahead of it, so that each lane chooses by registers of its own. `terms[p][n]` follows LATENCY
+    after the step:
 
     - DEPTHWISE: ``weights[slot][n] * lane[n]``
     - SUM: ``lane[n]``
-    - MAXIMUM: the largest ``lane[n]`` of the steps since `first`
+    - MAXIMUM: the largest ``lane[n]`` of the steps since `first`, all of them of this mode
     - DENSE: not used
 
-    The multipliers are made of adders on purpose: the DSPs belong to the array and to NFU-3.
+    The multipliers are made of LUTs on purpose: the DSPs belong to the array and to NFU-3.
     """
 
-    LATENCY = 4
+    LEAD = 1
+    LATENCY = 2 + BOOTH_CYCLES
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
@@ -47,41 +51,37 @@ class Lanes(wiring.Component):
         """Build tn x tp lanes."""
         m = Module()
         tn, tp, blocks = self.config.tn, self.config.tp, self.config.ti // self.config.tn
-        pipeline = Pipeline(m)
-        first = pipeline.at(self.first, 1)
-        maximum = Signal()
-        m.d.comb += maximum.eq(pipeline.at(self.mode, 2) == Mode.MAXIMUM)
+        lines = Pipeline(m, shift_registers=False)
+        maximum = Signal(reset_less=True)
+        m.d.sync += maximum.eq(self.mode == Mode.MAXIMUM)
+        # Cycle 1: a maximum that has begun is held, where no lane is larger.
+        held = Signal()
+        m.d.comb += held.eq(lines.at(maximum, 1) & ~lines.at(self.first, 1))
+
+        def chosen(name: str, choice: Value) -> Signal:
+            """Return a lane's own copy of what it chooses by, ahead of the step."""
+            copy = Signal(choice.shape(), name=name, reset_less=True, attrs=FLIP_FLOPS)
+            m.d.sync += copy.eq(choice)
+            return copy
 
         for n in range(tn):
-            # Cycle 0: pick the weight; 1 makes a sum of the product.
-            weight = Signal(8, name=f"weight_{n}", reset_less=True)
-            slots = Array(Value.cast(self.weights[k][n]) for k in range(tn))
-            m.d.sync += weight.eq(Mux(self.mode == Mode.SUM, 1, slots[self.slot]))
+            slot, block = chosen(f"slot_{n}", self.slot), chosen(f"block_{n}", self.block)
+            multiplies = chosen(f"multiplies_{n}", self.mode == Mode.DEPTHWISE)
+            # Cycle 0: pick the weight; 1 makes a sum of the product, and passes a maximum.
+            weight = Signal(signed(8), name=f"weight_{n}", reset_less=True)
+            slots = Array(self.weights[k][n] for k in range(tn))
+            m.d.sync += weight.eq(Mux(multiplies, slots[slot], 1))
             for p in range(tp):
                 # Cycle 0: pick the lane.
                 lane = Signal(signed(8), name=f"lane_{p}_{n}", reset_less=True)
                 choices = Array(self.words[p][b * tn + n] for b in range(blocks))
-                m.d.sync += lane.eq(choices[self.block])
-                # Cycle 1: multiply by each pair of weight bits; find the maximum.
-                digits = [
-                    Signal(signed(10), name=f"digit_{p}_{n}_{j}", reset_less=True) for j in range(4)
-                ]
-                for j, digit in enumerate(digits):
-                    ones = Mux(weight[2 * j], lane, 0)
-                    twos = Mux(weight[2 * j + 1], lane << 1, 0)
-                    m.d.sync += digit.eq(ones - twos if j == 3 else ones + twos)
-                best = Signal(signed(8), name=f"best_{p}_{n}", reset_less=True)
-                with m.If(first | (lane > best)):
-                    m.d.sync += best.eq(lane)
-                # Cycle 2: add the halves; a maximum takes the place of the low one.
-                low = Signal(signed(13), name=f"low_{p}_{n}", reset_less=True)
-                high = Signal(signed(13), name=f"high_{p}_{n}", reset_less=True)
-                m.d.sync += [
-                    low.eq(Mux(maximum, best, digits[0] + (digits[1] << 2))),
-                    high.eq(Mux(maximum, 0, digits[2] + (digits[3] << 2))),
-                ]
-                # Cycle 3: the term.
-                term = Signal(signed(16), name=f"term_{p}_{n}", reset_less=True)
-                m.d.sync += term.eq(low + (high << 4))
-                m.d.comb += self.terms[p][n].eq(term)
+                m.d.sync += lane.eq(choices[block])
+                # Cycle 1: the maximum, or the lane itself.
+                word = Signal(signed(8), name=f"word_{p}_{n}", reset_less=True)
+                with m.If(~held | (lane > word)):
+                    m.d.sync += word.eq(lane)
+                # Cycle 2, 3: multiply.
+                name = f"product_{p}_{n}"
+                product = booth_product(m, lines, name, lines.at(weight, 1), word)
+                m.d.comb += self.terms[p][n].eq(product)
         return m

@@ -3,31 +3,36 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from hwgen.arch import timing
 from hwgen.arch.config import AcceleratorConfig
 from rtl.layouts import CHANNEL_PARAMETERS, int8_lanes, synapse_row
+from rtl.multipliers import PAIR_CYCLES, add, pair_sum
+from rtl.pipeline import Pipeline
 
-LEVELS_A_STAGE = 2
+Operands = list[list[Signal]]
+Trees = dict[tuple[int, int], "_Tree"]
 
-
-def _registered(m: Module, name: str, value: Value) -> Signal:
-    """Return `value` one cycle later, in a reset-less register of its own width."""
-    register = Signal(value.shape(), name=name, reset_less=True)
-    m.d.sync += register.eq(value)
-    return register
+PACKING_BITS = 16
+HIGH_BITS = 18
 
 
 class PEArray(wiring.Component):
     """tn x ti x tp int8 products a cycle, summed over ti: the array of DianNao's NFU-1 and NFU-2.
 
-    Two products share one 25 x 18 multiplier: ``((b << 16) + a) * c + 0x8000`` holds ``b * c`` in
-    its bits 16 and above, exactly, and ``a * c`` with its sign bit inverted in the 16 below. The
-    constant is what keeps a negative low product from borrowing of the high one, and costs nothing
-    in a DSP48E1's adder. `a` and `b` are neighbouring pixels where tp is even (one packing adder
-    an input lane), else the weights of neighbouring output channels.
+    `config.dsp_lanes` of the ti lanes are made of DSP slices, in chains of up to four. Two products
+    share a slice's 25 x 18 multiplier: ``((b << 16) + a) * c``. `a` and `b` are neighbouring pixels
+    where tp is even (one packing adder an input lane), else the weights of neighbouring output
+    channels. Each slice adds the result of the one before, and the first one -1, so that a chain
+    gives ``(high << 16) + low - 1``, with `high` and `low` from -65024 to 65536. ``low - 1`` takes
+    17 bits, the highest of which lies on the lowest of `high`. That one is known: it is the parity
+    of the products, an AND and an XOR a slice. So we know the sign of ``low - 1`` too, which is
+    what `high` lacks.
+
+    The other lanes are made of LUTs, two lanes at a time (`pair_sum`).
 
     Ports: `words` (a word a pixel) and `weights` are sampled every cycle; `sums` follow
     `latency(config)` later, full precision. There is no enable and no reset.
@@ -45,63 +50,145 @@ class PEArray(wiring.Component):
 
     @staticmethod
     def latency(config: AcceleratorConfig) -> int:
-        """Return operands + product + output + the trees' stages, in cycles."""
-        levels = (config.ti - 1).bit_length()
-        return 3 + -(-levels // LEVELS_A_STAGE)
+        """Return operands + products + the trees' stages, in cycles."""
+        return timing.array_cycles(config)
 
     def elaborate(self, platform: object) -> Module:
-        """Build packed multipliers and a tree for each output channel and pixel."""
+        """Build chains and pairs of lanes, and a tree for each output channel and pixel."""
         m = Module()
-        tn, ti, tp = self.config.tn, self.config.ti, self.config.tp
-        products: dict[tuple[int, int], list[Value]] = {
-            (p, n): [] for p in range(tp) for n in range(tn)
-        }
-        for i in range(ti):
-            words = [self.words[p][i] for p in range(tp)]
-            weights = [self.weights[n][i] for n in range(tn)]
-            if tp % 2 == 0:
-                singles = [_registered(m, f"weight_{n}_{i}", weights[n]) for n in range(tn)]
-                for p in range(0, tp, 2):
-                    packed = self._pack(m, f"words_{p}_{i}", words[p], words[p + 1])
-                    for n in range(tn):
-                        low, high = self._multiply(m, f"{p}_{n}_{i}", packed, singles[n])
-                        products[p, n].append(low)
-                        products[p + 1, n].append(high)
-            else:
-                singles = [_registered(m, f"word_{p}_{i}", words[p]) for p in range(tp)]
-                for n in range(0, tn, 2):
-                    packed = self._pack(m, f"weights_{n}_{i}", weights[n], weights[n + 1])
-                    for p in range(tp):
-                        low, high = self._multiply(m, f"{p}_{n}_{i}", packed, singles[p])
-                        products[p, n].append(low)
-                        products[p, n + 1].append(high)
-        for (p, n), terms in products.items():
-            m.d.comb += self.sums[p][n].eq(self._tree(m, f"tree_{p}_{n}", terms))
+        config = self.config
+        words = [_named(m, f"word_{p}", word) for p, word in enumerate(self.words)]
+        weights = [_named(m, f"weight_{n}", weight) for n, weight in enumerate(self.weights)]
+        trees = {(p, n): _Tree(f"tree_{p}_{n}") for p in range(config.tp) for n in range(config.tn)}
+
+        chained = 0
+        for lanes in timing.dsp_chains(config):
+            self._chain(m, range(chained, chained + lanes), words, weights, trees)
+            chained += lanes
+        for i in range(chained, config.ti, 2):
+            self._pair(m, range(i, min(i + 2, config.ti)), words, weights, trees)
+        for (p, n), tree in trees.items():
+            m.d.comb += self.sums[p][n].eq(tree.build(m, self.latency(config)))
         return m
 
-    @staticmethod
-    def _pack(m: Module, name: str, low: Value, high: Value) -> Signal:
-        """Cycle 0: two int8 operands, 16 bits apart, as a 25 bit signed number."""
-        return _registered(m, name, ((high << 16) + low)[:25].as_signed())
+    def _chain(
+        self, m: Module, lanes: range, words: Operands, weights: Operands, trees: Trees
+    ) -> None:
+        """Make the products of up to four lanes in DSP slices, each adding the one before."""
+        operands, parities = Pipeline(m), Pipeline(m, shift_registers=False)
+        by_pixels = self.config.tp % 2 == 0
+        packed, single = (words, weights) if by_pixels else (weights, words)
+        totals: dict[tuple[int, int], Value] = {}
+        odds: dict[tuple[int, int], Value] = {}
+        for k, i in enumerate(lanes):
+            parity = [_copy(m, f"parity_{s}_{i}", single[s][i][0]) for s in range(len(single))]
+            for j in range(0, len(packed), 2):
+                # Cycle k: two operands, 16 bits apart, as a 25 bit number.
+                low, high = (parities.at(packed[j + half][i], k) for half in range(2))
+                pack = ((high << PACKING_BITS) + low)[: PACKING_BITS + 9].as_signed()
+                pack = _registered(m, f"packed_{j}_{i}", pack)
+                for s in range(len(single)):
+                    # Cycle k + 1: multiply; the parity. Cycle k + 2: add the slice before.
+                    name = f"{j}_{s}_{i}"
+                    product = _registered(
+                        m, f"product_{name}", pack * operands.at(single[s][i], k + 1)
+                    )
+                    odd = parities.at(packed[j + 1][i], k + 1)[0] & parities.at(parity[s], k + 1)
+                    odds[j, s] = _registered(m, f"odd_{name}", odd ^ odds.get((j, s), 0))
+                    total = (product + totals.get((j, s), -1))[: PACKING_BITS + HIGH_BITS]
+                    totals[j, s] = _registered(m, f"total_{name}", total.as_signed())
+        cycle = timing.OPERAND_CYCLES + 1 + len(lanes)
+        for (j, s), total in totals.items():
+            # The last slice's result: the two sums, each of which lacks a carry.
+            low, high = total[:PACKING_BITS], total[PACKING_BITS:]
+            negative = high[0] ^ _registered(m, f"odd_{j}_{s}", odds[j, s])
+            for half, (term, carry) in enumerate(((Cat(low, negative), C(1)), (high, negative))):
+                tree = trees[(j + half, s) if by_pixels else (s, j + half)]
+                tree.terms.append((cycle, term.as_signed()))
+                tree.carries.append((cycle, carry))
 
     @staticmethod
-    def _multiply(m: Module, name: str, packed: Signal, single: Signal) -> tuple[Value, Value]:
-        """Cycle 1: multiply. Cycle 2: add the constant. Return the two products."""
-        product = _registered(m, f"product_{name}", (packed * single)[:33].as_signed())
-        output = _registered(m, f"output_{name}", (product + 0x8000)[:33].as_signed())
-        low = Value.cast(output[:16]) ^ 0x8000
-        return low[:16].as_signed(), output[16:32].as_signed()
+    def _pair(m: Module, lanes: range, words: Operands, weights: Operands, trees: Trees) -> None:
+        """Make the products of two lanes of LUTs; a lane left over is paired with zeros."""
+        lines = Pipeline(m, shift_registers=False)
+        zero = Signal(signed(8))
 
-    @staticmethod
-    def _tree(m: Module, name: str, terms: list[Value]) -> Value:
-        """Cycle 3 and on: add in pairs, a register every `LEVELS_A_STAGE` levels and at the end."""
-        level = 0
-        while len(terms) > 1:
-            terms = [terms[j] + terms[j + 1] for j in range(0, len(terms), 2)]
-            level += 1
-            if level % LEVELS_A_STAGE == 0 or len(terms) == 1:
-                terms = [_registered(m, f"{name}_{level}_{j}", t) for j, t in enumerate(terms)]
+        def pair(row: list[Signal]) -> tuple[Signal, Signal]:
+            return row[lanes[0]], row[lanes[1]] if len(lanes) == 2 else zero
+
+        def registered(row: list[Signal]) -> tuple[Signal, Signal]:
+            first, second = pair(row)
+            return lines.at(first, 1), lines.at(second, 1)
+
+        for p in range(len(words)):
+            # Cycle 0: add the two words, for all channels. Cycle 1 and on: multiply.
+            first, second = pair(words[p])
+            both = _registered(m, f"both_{p}_{lanes[0]}", first + second)
+            for n in range(len(weights)):
+                name = f"pair_{p}_{n}_{lanes[0]}"
+                operands = registered(weights[n]), registered(words[p])
+                term = pair_sum(m, lines, name, *operands, both)
+                trees[p, n].terms.append((timing.OPERAND_CYCLES + PAIR_CYCLES, term))
+
+
+class _Tree:
+    """An adder tree: terms and carries, with the cycles in which they come."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.terms: list[tuple[int, Value]] = []
+        self.carries: list[tuple[int, Value]] = []
+
+    def build(self, m: Module, latency: int) -> Value:
+        """Add four terms to one between registers. The sum comes in cycle `latency`."""
+        terms: list[Value] = []
+        carries: list[Value] = []
+        for cycle in range(min(comes for comes, _ in self.terms), latency):
+            terms += [term for comes, term in self.terms if comes == cycle]
+            carries += [carry for comes, carry in self.carries if comes == cycle]
+            if cycle == latency - 1:
+                # Carries that no adder is left for: see `timing.array_cycles`.
+                terms += [C(0, signed(1))] * len(carries[len(terms) - 1 :])
+            step = timing.TREE_TERMS_PER_CYCLE
+            terms = [self._add(terms[j : j + step], carries) for j in range(0, len(terms), step)]
+            terms, carries = (
+                [_registered(m, f"{self.name}_{kind}{cycle}_{j}", v) for j, v in enumerate(values)]
+                for kind, values in (("", terms), ("carry", carries))
+            )
+        assert len(terms) == 1 and not carries
         return terms[0]
+
+    @staticmethod
+    def _add(terms: list[Value], carries: list[Value]) -> Value:
+        """Add in pairs; each adder takes one of the carries too, if there is any."""
+        while len(terms) > 1:
+            odd = terms[len(terms) & ~1 :]
+            terms = [
+                add(a, b, carries.pop(0) if carries else 0)
+                for a, b in zip(terms[::2], terms[1::2], strict=False)
+            ] + odd
+        return terms[0]
+
+
+def _named(m: Module, name: str, values: data.View) -> list[Signal]:
+    """Return the elements of a port's row as signals of their own."""
+    signals = [Signal(signed(8), name=f"{name}_{i}") for i in range(len(values))]
+    m.d.comb += [signal.eq(value) for signal, value in zip(signals, values, strict=True)]
+    return signals
+
+
+def _copy(m: Module, name: str, bit: Value) -> Signal:
+    """Return a bit as a signal of its own, whose registers need not be those of its word."""
+    signal = Signal(name=name)
+    m.d.comb += signal.eq(bit)
+    return signal
+
+
+def _registered(m: Module, name: str, value: Value) -> Signal:
+    """Return `value` one cycle later, in a reset-less register of its own width."""
+    register = Signal(value.shape(), name=name, reset_less=True)
+    m.d.sync += register.eq(value)
+    return register
 
 
 def tree_sums(config: AcceleratorConfig) -> data.ArrayLayout:

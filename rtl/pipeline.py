@@ -6,16 +6,20 @@ from __future__ import annotations
 from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import data
 
+FLIP_FLOPS = {"keep": 1, "shreg_extract": "no"}
+"""Attributes of a register that Yosys and Vivado must not make a shift-register LUT of."""
+
 
 class Pipeline:
     """Delay lines of one module, made as far as they are asked for.
 
-    Data are reset-less, so that a long line becomes shift-register LUTs; `control` bits (valid
-    flags) are reset.
+    Data are reset-less, so that a long line becomes shift-register LUTs, or stays flip-flops
+    without `shift_registers`; `control` bits (valid flags) are reset.
     """
 
-    def __init__(self, m: Module) -> None:
+    def __init__(self, m: Module, *, shift_registers: bool = True) -> None:
         self._module = m
+        self._attributes = {} if shift_registers else FLIP_FLOPS
         self._lines: dict[int, list] = {}
 
     def at(
@@ -27,7 +31,7 @@ class Pipeline:
             before = line[-1]
             name = f"{Value.cast(signal).name}_{len(line)}"
             shape = before.shape()
-            after = Signal(shape, name=name, reset_less=not control)
+            after = Signal(shape, name=name, reset_less=not control, attrs=self._attributes)
             self._module.d.sync += after.eq(before)
             line.append(after)
         return line[cycles]

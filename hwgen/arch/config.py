@@ -27,6 +27,10 @@ class AcceleratorConfig:
         Input channels a step, and lanes of a scratchpad word. 8, 16, 32 or 64.
     tp
         Neighbouring output pixels that share each SB word. 1, 2 or 4; 1 is DianNao.
+    dsp_lanes
+        Lanes of the `ti` whose products are made in DSP slices, two in each; those of the other
+        lanes are made of LUTs. 0 or more; from `ti` on, all of them. It changes no bit of any
+        result.
     scratchpad_banks, scratchpad_bank_words
         Activation scratchpad: banks of words of `ti` int8. The words of a bank are a power of two.
         A convolution's input and its residual must lie in different banks. With `tp` above 1 a
@@ -48,6 +52,7 @@ class AcceleratorConfig:
     tn: int = 16
     ti: int = 16
     tp: int = 1
+    dsp_lanes: int = 16
     scratchpad_banks: int = 3
     scratchpad_bank_words: int = 4096
     synapse_rows: int = 1024
@@ -61,8 +66,9 @@ class AcceleratorConfig:
         """Refuse what the machine cannot be built as."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name} must be a positive integer, not {value!r}")
+            least, kind = (0, "0 or a") if field.name == "dsp_lanes" else (1, "a")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{field.name} must be {kind} positive integer, not {value!r}")
         if self.ti not in (8, 16, 32, 64):
             raise ValueError(f"ti must be 8, 16, 32 or 64, not {self.ti!r}")
         if self.tn < 4 or self.ti % self.tn or self.tn & (self.tn - 1):
@@ -163,6 +169,12 @@ class AcceleratorConfig:
     def pixels_apart(self, pixel_step: int) -> bool:
         """Tell whether tp words that lie `pixel_step` words apart can be read in one cycle."""
         return len({p * pixel_step % self.scratchpad_slices for p in range(self.tp)}) == self.tp
+
+    @property
+    def multiplier_lanes(self) -> tuple[int, int]:
+        """Lanes whose products are made in DSP slices, and lanes whose products LUTs make."""
+        in_dsp = min(self.dsp_lanes, self.ti)
+        return in_dsp, self.ti - in_dsp
 
     def bank_of(self, word_address: int) -> int:
         """Bank that holds a scratchpad word."""

@@ -11,8 +11,12 @@ from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import BEAT_BYTES
 
 MEMORY_READ_CYCLES = 3
-MULTIPLY_CYCLES = 3
-TREE_LEVELS_PER_CYCLE = 2
+OPERAND_CYCLES = 1
+DSP_CHAIN_LANES = 4
+"""Lanes whose products DSP slices add, one slice to the next, a cycle each."""
+LUT_PAIR_CYCLES = 4
+"""From the operands of two lanes to the sum of their products, made of LUTs."""
+TREE_TERMS_PER_CYCLE = 4
 ACCUMULATE_CYCLES = 2
 REQUANTIZE_CYCLES = 9
 
@@ -20,10 +24,29 @@ MIN_STEP_GAP_CYCLES = 1
 """From one COMPUTE's last step to the next one's first, parameter rows not counted."""
 
 
+def dsp_chains(config: AcceleratorConfig) -> list[int]:
+    """Lanes of each chain of DSP slices: as few chains as can be, the longest first."""
+    lanes, _ = config.multiplier_lanes
+    chains = -(-lanes // DSP_CHAIN_LANES)
+    return [-(-(lanes - i) // chains) for i in range(chains)]
+
+
 def array_cycles(config: AcceleratorConfig) -> int:
-    """Cycles from a word at the array to its sums: operands, product, output, adder tree."""
-    levels = (config.ti - 1).bit_length()
-    return MULTIPLY_CYCLES + -(-levels // TREE_LEVELS_PER_CYCLE)
+    """Cycles from a word at the array to its sums: operands, products, adder tree.
+
+    The tree takes the sums of chains and pairs of lanes as they come. Its adders have a carry to
+    give to each chain, if there are pairs; else one chain is left, and waits a cycle more.
+    """
+    _, lut_lanes = config.multiplier_lanes
+    arriving = [OPERAND_CYCLES + 1 + chain for chain in dsp_chains(config)]
+    arriving += [OPERAND_CYCLES + LUT_PAIR_CYCLES] * -(-lut_lanes // 2)
+    cycle, terms = min(arriving), 0
+    while True:
+        terms += arriving.count(cycle)
+        if terms == 1 and cycle >= max(arriving):
+            return cycle + (lut_lanes == 0)
+        terms = -(-terms // TREE_TERMS_PER_CYCLE)
+        cycle += 1
 
 
 def unpacker_slots(config: AcceleratorConfig) -> int:

@@ -118,22 +118,29 @@ CASES: dict[str, Callable[[np.random.Generator], tuple[Values, Values]]] = {
 }
 
 
+LEADS = {"lanes": {"mode", "slot", "block"}}
+"""Inputs that come Lanes.LEAD cycles ahead of the others."""
+
+
 @cocotb.test()
 async def every_cycle_a_new_input(dut: Any) -> None:
     """Insist that outputs equal the reference, exactly `latency` cycles later, at one a cycle."""
     rng = np.random.default_rng(PARAMETERS["seed"])
+    cocotb.log.info("seed %d", PARAMETERS["seed"])
     case, latency = CASES[PARAMETERS["block"]], PARAMETERS["latency"]
+    lead, leads = PARAMETERS.get("lead", 0), LEADS.get(PARAMETERS["block"], set())
     pairs = [case(rng) for _ in range(PARAMETERS["count"])]
     for name in pairs[0][0]:
         getattr(dut, name).value = 0
     dut.rst.value = 0
     Clock(dut.clk, 10, "ns").start()
     await RisingEdge(dut.clk)
-    for cycle in range(len(pairs) + latency):
-        if cycle < len(pairs):
-            for name, value in pairs[cycle][0].items():
+    for cycle in range(-lead, len(pairs) + latency):
+        for name in pairs[0][0]:
+            step = cycle + lead if name in leads else cycle
+            if 0 <= step < len(pairs):
                 signal = getattr(dut, name)
-                signal.value = value & ((1 << len(signal)) - 1)
+                signal.value = pairs[step][0][name] & ((1 << len(signal)) - 1)
         await ReadOnly()
         if cycle >= latency:
             for name, value in pairs[cycle - latency][1].items():

@@ -95,6 +95,8 @@ def test_headers_share_their_bits() -> None:
         ({"queue_depth": 0}, "queue_depth must be a positive integer, not 0"),
         ({"trace_entries": 8}, "trace_entries must be a power of two, 16 to 16384, not 8"),
         ({"trace_entries": 48}, "16 to 16384, not 48"),
+        ({"dsp_lanes": -1}, "dsp_lanes must be 0 or a positive integer, not -1"),
+        ({"dsp_lanes": True}, "dsp_lanes must be 0 or a positive integer, not True"),
         ({"tap_entries": 2.0}, "tap_entries must be a positive integer, not 2.0"),
     ],
 )
@@ -102,6 +104,16 @@ def test_config_refuses(change: dict[str, int], text: str) -> None:
     """What cannot be built is refused with the number given."""
     with pytest.raises(ValueError, match=text):
         AcceleratorConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("dsp_lanes", "ti", "lanes"),
+    [(0, 8, (0, 8)), (3, 8, (3, 5)), (8, 16, (8, 8)), (16, 8, (8, 0)), (16, 16, (16, 0))],
+)
+def test_config_divides_the_lanes(dsp_lanes: int, ti: int, lanes: tuple[int, int]) -> None:
+    """DSP slices take as many lanes as are given to them, LUTs the others."""
+    config = AcceleratorConfig(tn=4, ti=ti, dsp_lanes=dsp_lanes)
+    assert config.multiplier_lanes == lanes
 
 
 def test_config_digest_tells_configurations_apart() -> None:

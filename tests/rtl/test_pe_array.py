@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from amaranth.sim import Simulator
@@ -13,12 +15,24 @@ from rtl.lanes import Lanes
 from rtl.pe_array import Accumulators, PEArray
 
 SHAPES = [(4, 8, 1), (4, 8, 2), (4, 16, 4)]
+ARRAYS = [
+    (4, 8, 1, 8),  # chains of DSP slices alone, of packed weights
+    (4, 8, 1, 1),
+    (8, 8, 2, 3),
+    (8, 8, 2, 8),
+    (4, 8, 2, 0),  # LUTs alone
+    (8, 8, 4, 5),
+    (4, 16, 1, 10),
+    (4, 32, 1, 17),
+    pytest.param(16, 16, 2, 8, marks=pytest.mark.slow),  # the PYNQ-Z2's
+]
+EXTREMES = [-128, -127, -1, 0, 1, 127]
 
 
 def _corners(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Random int8, a third of them extreme."""
     values = rng.integers(-128, 128, shape)
-    extreme = rng.choice([-128, -127, -1, 0, 1, 127], shape)
+    extreme = rng.choice(EXTREMES, shape)
     return np.where(rng.random(shape) < 0.33, extreme, values)
 
 
@@ -29,14 +43,8 @@ def _run(dut, bench) -> None:
     simulator.run()
 
 
-@pytest.mark.parametrize(("tn", "ti", "tp"), SHAPES)
-def test_products_are_exact(tn, ti, tp):
-    """Random and extreme operands (all -128 too), a new set every cycle."""
-    config = AcceleratorConfig(tn=tn, ti=ti, tp=tp)
-    rng = np.random.default_rng(7)
-    words, weights = _corners(rng, (60, tp, ti)), _corners(rng, (60, tn, ti))
-    words[0], weights[0] = -128, -128
-    words[1], weights[1] = 127, -128
+def _sums(config: AcceleratorConfig, words: np.ndarray, weights: np.ndarray) -> list:
+    """Give the array a word a pixel and a row of weights every cycle; return what it sums."""
     dut, latency, got = PEArray(config), PEArray.latency(config), []
 
     async def bench(ctx):
@@ -45,23 +53,56 @@ def test_products_are_exact(tn, ti, tp):
                 ctx.set(dut.words, words[cycle].tolist())
                 ctx.set(dut.weights, weights[cycle].tolist())
             if cycle >= latency:
-                got.append([[ctx.get(dut.sums[p][n]) for n in range(tn)] for p in range(tp)])
+                got.append(
+                    [[ctx.get(dut.sums[p][n]) for n in range(config.tn)] for p in range(config.tp)]
+                )
             await ctx.tick()
 
     _run(dut, bench)
+    return got
+
+
+@pytest.mark.parametrize(("tn", "ti", "tp", "dsp_lanes"), ARRAYS)
+def test_products_are_exact(tn, ti, tp, dsp_lanes):
+    """Every extreme against every other in all lanes, then random, a new set every cycle."""
+    config = AcceleratorConfig(tn=tn, ti=ti, tp=tp, dsp_lanes=dsp_lanes)
+    rng = np.random.default_rng(7)
+    print("seed 7")
+    words, weights = _corners(rng, (100, tp, ti)), _corners(rng, (100, tn, ti))
+    for c, (word, weight) in enumerate(itertools.product(EXTREMES, EXTREMES)):
+        words[c], weights[c] = word, weight
+        # A neighbour that is not extreme must not see what the one it is packed with does.
+        words[c + 36, 0], weights[c + 36, 0] = word, weight
+    got = _sums(config, words, weights)
+    assert np.array_equal(got, np.einsum("cpi,cni->cpn", words, weights))
+
+
+@pytest.mark.parametrize("dsp_lanes", [0, 3, 4, 8])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_packed_sums_do_not_touch(tp, dsp_lanes):
+    """All lanes of a pixel and channel extreme, and any extreme in its neighbours."""
+    config = AcceleratorConfig(tn=4, ti=8, tp=tp, dsp_lanes=dsp_lanes)
+    extremes = list(itertools.product([-128, 127, 0, -1], repeat=3))
+    words, weights = np.zeros((64, tp, 8), dtype=int), np.zeros((64, 4, 8), dtype=int)
+    for c, (low, high, other) in enumerate(extremes):
+        (words if tp == 2 else weights)[c, 0], (words if tp == 2 else weights)[c, 1] = low, high
+        (weights if tp == 2 else words)[c] = other
+    got = _sums(config, words, weights)
     assert np.array_equal(got, np.einsum("cpi,cni->cpn", words, weights))
 
 
 @pytest.mark.parametrize(("tn", "ti", "tp"), SHAPES)
 def test_lanes(tn, ti, tp):
-    """Every mode, block and slot; the maximum starts anew at `first`."""
+    """Every mode, block and slot; mode and maximum start anew at `first`."""
     config = AcceleratorConfig(tn=tn, ti=ti, tp=tp)
     rng = np.random.default_rng(8)
+    print("seed 8")
     count = 200
     words, weights = _corners(rng, (count, tp, ti)), _corners(rng, (count, tn, ti))
-    modes, first = rng.integers(1, 4, count), rng.random(count) < 0.3
+    first = rng.random(count) < 0.3
+    first[0] = True
+    modes = rng.integers(1, 4, count)[np.maximum.accumulate(np.where(first, range(count), 0))]
     slots, blocks = rng.integers(0, tn, count), rng.integers(0, ti // tn, count)
-    modes[0], first[0] = Mode.MAXIMUM, True
     dut, got, expected, best = Lanes(config), [], [], np.zeros((tp, tn), dtype=int)
     for c in range(count):
         lane = words[c][:, blocks[c] * tn : (blocks[c] + 1) * tn]
@@ -70,14 +111,15 @@ def test_lanes(tn, ti, tp):
         expected.append({Mode.DEPTHWISE: product, Mode.MAXIMUM: best, Mode.SUM: lane}[modes[c]])
 
     async def bench(ctx):
-        for cycle in range(count + dut.LATENCY):
-            if cycle < count:
+        for cycle in range(-dut.LEAD, count + dut.LATENCY):
+            if 0 <= cycle < count:
                 ctx.set(dut.words, words[cycle].tolist())
                 ctx.set(dut.weights, weights[cycle].tolist())
-                ctx.set(dut.mode, Mode(modes[cycle]))
                 ctx.set(dut.first, int(first[cycle]))
-                ctx.set(dut.slot, int(slots[cycle]))
-                ctx.set(dut.block, int(blocks[cycle]))
+            if (ahead := cycle + dut.LEAD) < count:
+                ctx.set(dut.mode, Mode(modes[ahead]))
+                ctx.set(dut.slot, int(slots[ahead]))
+                ctx.set(dut.block, int(blocks[ahead]))
             if cycle >= dut.LATENCY:
                 got.append([[ctx.get(dut.terms[p][n]) for n in range(tn)] for p in range(tp)])
             await ctx.tick()

@@ -14,6 +14,7 @@ SMALL = {"scratchpad_bank_words": 64, "synapse_rows": 64, "tap_entries": 64}
 SHAPES = {
     "8x8": {"tn": 8, "ti": 8},
     "4x8x2": {"tn": 4, "ti": 8, "tp": 2},
+    "4x8x2-three": {"tn": 4, "ti": 8, "tp": 2, "dsp_lanes": 3},
     "16x16": {"tn": 16, "ti": 16},
     "8x16x4": {"tn": 8, "ti": 16, "tp": 4},
     "4x32": {"tn": 4, "ti": 32},

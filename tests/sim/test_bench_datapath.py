@@ -13,19 +13,25 @@ from rtl.scratchpad import Scratchpad
 from sim.runner import run_bench
 from tests.support.simulators import each_simulator
 
-SHAPES = {"8x8": {"tn": 8, "ti": 8, "tp": 1}, "4x8x2": {"tn": 4, "ti": 8, "tp": 2}}
+SHAPES = {
+    "8x8": {"tn": 8, "ti": 8, "tp": 1},
+    "4x8x2": {"tn": 4, "ti": 8, "tp": 2},
+    "4x8x2-five": {"tn": 4, "ti": 8, "tp": 2, "dsp_lanes": 5},
+    "4x8-none": {"tn": 4, "ti": 8, "tp": 1, "dsp_lanes": 0},
+}
 
 
 @each_simulator
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("block", ["array", "lanes"])
 def test_products_and_lanes(block, shape, simulator, tmp_path):
-    """A new step every cycle."""
+    """A new step every cycle, in DSP slices and in LUTs."""
     config = AcceleratorConfig(**shape)
     component = PEArray(config) if block == "array" else Lanes(config)
     latency = PEArray.latency(config) if block == "array" else Lanes.LATENCY
-    parameters = {"block": block, "latency": latency, "seed": 11, "count": 300, **shape}
-    run_bench(component, "sim.benches.bench_datapath", simulator, tmp_path, parameters)
+    lead = 0 if block == "array" else Lanes.LEAD
+    parameters = {"block": block, "latency": latency, "lead": lead, "seed": 11, "count": 300}
+    run_bench(component, "sim.benches.bench_datapath", simulator, tmp_path, {**parameters, **shape})
 
 
 @each_simulator
