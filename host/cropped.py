@@ -78,6 +78,12 @@ class CroppedClassifier:
         classifier: Accelerator,
         names: tuple[str, ...] | None = None,
     ) -> None:
+        for name, accelerator in (("predictor", predictor), ("classifier", classifier)):
+            if accelerator.bundle.batch != 1:
+                raise ValueError(
+                    f"the {name} must run one image at once, not {accelerator.bundle.batch}; "
+                    "compile it with batch=1"
+                )
         self.predictor, self.classifier = predictor, classifier
         self._predictor_size = _picture_size("predictor", predictor.bundle)
         self._classifier_size = _picture_size("classifier", classifier.bundle)

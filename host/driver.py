@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import time
@@ -207,34 +208,55 @@ class Accelerator:
         Raises
         ------
         ValueError
-            For another shape or dtype, NaN or infinity, or a bundle with several outputs.
+            For another shape or dtype, NaN or infinity, or a bundle with several outputs or of
+            several images.
         RunStopped, AcceleratorTimeout, AcceleratorClosed
             See `host.errors`. The board is usable afterwards.
         """
         self._check_single_output("run")
+        if self.bundle.batch != 1:
+            raise ValueError(
+                f"run takes one image, and {self.bundle.name!r} runs {self.bundle.batch} at once; "
+                "try run_batch, or compile with batch=1"
+            )
         started = time.perf_counter()
         codes = self._execute(self._quantize(image), started)[0]
         return self.bundle.dequantize_output(0, codes)
 
     def run_int8(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Run int8 codes (H, W, C); returns the output's int8 codes, a copy. Raises as `run`."""
+        """Run int8 codes (H, W, C); returns the output's int8 codes, a copy. Raises as `run`.
+
+        Both have a leading axis of `bundle.batch` where that is above 1.
+        """
         self._check_single_output("run_int8")
         return self.run_outputs_int8(codes)[0]
 
     def run_outputs_int8(self, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], ...]:
-        """Run int8 codes (H, W, C); returns every output's int8 codes. Raises as `run`."""
+        """Run int8 codes as `run_int8`; returns every output's int8 codes. Raises as `run`."""
         return self._execute(codes, time.perf_counter())
 
     def run_batch(self, images: Iterable[ArrayLike]) -> NDArray[np.float32]:
-        """Run images one after the other; float32 (N, ...), one row each. Raises as `run`.
+        """Run images, `bundle.batch` at once; float32 (N, ...), one row each. Raises as `run`.
 
         `images` may be an array (N, C, H, W) or any iterable of what `run` takes; none at all is
-        a ValueError. `last_run` is the last image's.
+        a ValueError. A last batch that is not full is filled up with its own last image. `last_run`
+        is the last batch's.
         """
-        results = [self.run(image) for image in images]
+        self._check_single_output("run_batch")
+        count = self.bundle.batch
+        results, waiting = [], iter(images)
+        while True:
+            started = time.perf_counter()
+            batch = [self._quantize(image) for image in itertools.islice(waiting, count)]
+            if not batch:
+                break
+            codes = np.stack(batch + batch[-1:] * (count - len(batch)))
+            out = self._execute(codes if count > 1 else codes[0], started)[0]
+            rows = self.bundle.dequantize_output(0, out)
+            results.append(rows[: len(batch)] if count > 1 else rows[None])
         if not results:
             raise ValueError("images must hold at least one image, not none")
-        return np.stack(results)
+        return np.concatenate(results)
 
     def close(self) -> None:
         """Free the DMA memory. Closing again does nothing."""

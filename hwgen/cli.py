@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--scheme", default="affine", choices=("affine", "power_of_two"))
     sub.add_argument("--observer", default="mse", choices=("minmax", "percentile", "mse"))
+    sub.add_argument("--batch", type=int, default=1, help="images that one run takes")
     sub.add_argument("--out", type=Path, required=True, help="bundle folder to write")
 
     sub = verb("estimate", _estimate)
@@ -130,7 +131,7 @@ def _compile(arguments: argparse.Namespace) -> Report:
 
         graph = quantize_model(model, torch.from_numpy(calibration[:1]), calibration, **how)
     name = Path(arguments.model.partition(":")[0]).stem
-    bundle = program.emit(graph, board.config, name=name)
+    bundle = program.emit(graph, board.config, name=name, batch=arguments.batch)
     bundle.save(arguments.out)
     print(f"{arguments.out}: {bundle.macs:,} MACs, {len(bundle.constants):,} bytes of constants")
     return {"bundle": str(arguments.out), "macs": bundle.macs, "name": name}
@@ -227,17 +228,26 @@ def _run(arguments: argparse.Namespace) -> Report:
     else:
         rng = np.random.default_rng(arguments.seed)
         images = rng.normal(size=(arguments.count, *bundle.input.shape)).astype(np.float32)
+    if len(images) % bundle.batch:
+        raise UsageError(
+            f"{bundle.name} runs {bundle.batch} images at once, and {len(images)} is no multiple "
+            f"of it; try --count {-(-len(images) // bundle.batch) * bundle.batch}"
+        )
     golden = GoldenRun(bundle)
     results, mismatches, counters = [], 0, {}
-    wanted = [golden.run(bundle.quantize_input(image)) for image in images]
+    codes = np.stack([bundle.quantize_input(image) for image in images])
+    if bundle.batch > 1:
+        batches = codes.reshape(-1, bundle.batch, *codes.shape[1:])
+        wanted = [(rows,) for batch in batches for rows in golden.run(batch)[0]]
+    else:
+        wanted = [(golden.run(one)[0],) for one in codes]
     if arguments.on == "rtl":
         import host
         import sim
 
         with sim.SimulatedBoard(bundle) as board:
             accelerator = host.Accelerator(bundle, device=board)
-            for image, want in zip(images, wanted, strict=True):
-                logits = accelerator.run(image)
+            for logits, want in zip(accelerator.run_batch(images), wanted, strict=True):
                 expected = bundle.dequantize_output(0, want[0])
                 mismatches += int(not np.array_equal(logits, expected))
                 results.append(np.asarray(logits).ravel().tolist())

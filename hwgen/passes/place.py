@@ -233,9 +233,19 @@ class _Planner:
     def attempt(self, spilled: set[str]) -> Placement:
         """Place everything with these maps spilled, or raise _DoesNotFit.
 
-        First the maps that stay, then, layer by layer, the strip buffers into what they leave free.
+        A pair of layers that does not fit together runs one after the other.
         """
         pairs = self._pairs(spilled)
+        while True:
+            try:
+                return self._attempt(spilled, pairs)
+            except _DoesNotFit as tight:
+                if tight.layer not in pairs:
+                    raise
+                pairs = pairs - {tight.layer}
+
+    def _attempt(self, spilled: set[str], pairs: set[int]) -> Placement:
+        """Place the maps that stay; then, layer by layer, strip buffers into what is left free."""
         resident = [
             # The maps of one layer of a pair live while the other one runs, too.
             replace(
@@ -339,7 +349,7 @@ class _Planner:
         and what is loaded lies apart from what is written.
         """
         if not any(name in spilled for i in together for _, name in _roles(self.graph.layers[i])):
-            return [self._plan(i, 0, 1, spilled, False)[0] for i in together], []
+            return [self._plan(i, 0, 1, spilled, False, False)[0] for i in together], []
         for slots in (2, 1):
             for rows in self._heights(together):
                 for early, quick in itertools.product((True, False), repeat=2):
@@ -413,7 +423,9 @@ class _Planner:
             height = rows
             if index != together[-1]:
                 height = rows * self.graph.layers[together[-1]].stride[0]
-            plan, more = self._plan(index, height, slots, spilled, index != together[0])
+            plan, more = self._plan(
+                index, height, slots, spilled, index != together[0], len(together) > 1
+            )
             plans.append(plan)
             for buffer in more:
                 ahead = early and not buffer.name.endswith("output") and index == together[0]
@@ -421,16 +433,22 @@ class _Planner:
         return plans, buffers
 
     def _plan(
-        self, index: int, height: int, slots: int, spilled: set[str], interleaved: bool
+        self,
+        index: int,
+        height: int,
+        slots: int,
+        spilled: set[str],
+        interleaved: bool,
+        whole: bool,
     ) -> tuple[LayerPlan, list[_Tensor]]:
         """Cut a layer into chunks and strips of `height` rows; list the buffers that it needs.
 
-        Height 0 is the whole map.
+        Height 0 is the whole map. All groups are one chunk where `whole`.
         """
         layer = self.graph.layers[index]
         roles = [(role, name) for role, name in _roles(layer) if name in spilled]
         chunks = self._chunks(layer, bool(roles))
-        if interleaved or self._is_maker(index, spilled):
+        if whole:
             chunks = ((0, len(layer.groups)),)
         strips = self._strips(layer, height or self.graph.layouts[layer.output].height)
         regions, buffers = {}, []
@@ -441,10 +459,6 @@ class _Planner:
             buffers.append(_Tensor(_buffer(index, role), words, index, index))
             regions[role] = Region(0, rows, used)
         return LayerPlan(chunks, strips, regions, interleaved), buffers
-
-    def _is_maker(self, index: int, spilled: set[str]) -> bool:
-        """Tell whether the next layer runs interleaved with this one."""
-        return index + 1 in self._pairs(spilled)
 
     def _chunks(self, layer: MachineLayer, spilled: bool) -> tuple[tuple[int, int], ...]:
         """Cut the groups into chunks whose weights are on chip together, whole tiles each.
