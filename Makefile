@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools setup demo test test-all lint format bench clean
+.PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
@@ -12,10 +12,9 @@ PIP_ARGS ?=
 # Tests and simulators are spread over processes; threads inside each would only fight for the cores.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal
-BENCHMARKS := $(wildcard benchmarks/__main__.py)
 
 help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Name every missing tool at once, each with the Debian package that brings it.
 check-tools:
@@ -56,8 +55,11 @@ format: setup  ## rewrite the code as lint wants it
 	@.venv/bin/ruff check -q --fix-only .
 	@.venv/bin/ruff format .
 
-bench: setup  ## every benchmark
-	@$(if $(BENCHMARKS),.venv/bin/python -m benchmarks,echo "there is no benchmark yet")
+bench: bench-accelerator  ## every benchmark
+
+DATA ?=
+bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DATA=FOLDER of weights
+	@.venv/bin/python -m benchmarks.accelerator $(if $(DATA),--data $(DATA))
 
 clean:  ## remove what was built; .venv stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,6 +12,7 @@ the configuration, the Verilog and the seed are the same.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import platform
 import sys
@@ -24,6 +25,7 @@ import numpy as np
 from rich.console import Console
 
 import host
+import hwgen
 import sim
 from benchmarks.networks import NETWORKS, Network, pictures, quantized
 from hwgen.arch import Bundle, MemoryTiming, estimate
@@ -80,14 +82,17 @@ def _key(row: dict[str, Any]) -> tuple[str, int]:
 
 def _started(arguments: argparse.Namespace, board: Board) -> dict[str, Any]:
     """Return the report to go on with: the stored one if it is of the same machine and seed."""
-    import hashlib
-
+    config = board.config
+    began = time.perf_counter()
+    verilog = emit_verilog(config)
+    verilog_seconds = round(time.perf_counter() - began, 1)
     what = {
         "command": COMMAND,
         "board": board.key,
-        "configuration": board.config.to_dict(),
-        "digest": f"{board.config.digest():016x}",
-        "verilog_sha256": hashlib.sha256(emit_verilog(board.config).encode()).hexdigest(),
+        "configuration": config.to_dict(),
+        "digest": f"{config.digest():016x}",
+        "verilog_sha256": hashlib.sha256(verilog.encode()).hexdigest(),
+        "compiler_sha256": _compiler_digest(),
         "clock_hz": board.accelerator_hz,
         "seed": arguments.seed,
         "memory": {
@@ -101,7 +106,16 @@ def _started(arguments: argparse.Namespace, board: Board) -> dict[str, Any]:
         stored = json.loads(RESULTS.read_text(encoding="utf-8"))
         if all(stored.get(key) == value for key, value in what.items()):
             return stored
-    return {**what, "rows": [], "lower_kernels": {}}
+    return {**what, "verilog_seconds": verilog_seconds, "rows": [], "lower_kernels": {}}
+
+
+def _compiler_digest() -> str:
+    """Digest of the sources that decide what a program is: contract, graphs, passes, back end."""
+    total = hashlib.sha256()
+    for folder in ("arch", "ir", "passes", "quantize", "backends"):
+        for path in sorted((Path(hwgen.__file__).parent / folder).glob("*.py")):
+            total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def measure(
@@ -365,7 +379,14 @@ def page(report: dict[str, Any], board: Board) -> str:
             f"| {row['network']} | {row['batch']} | {s['quantize']:.1f} | {s['compile']:.1f} | "
             f"{s['integer_graph']:.3f} | {s['rtl']:.1f} |"
         )
-    lines += ["", f"On {report['device']}, two cores shared with other work.", ""]
+    lines += [
+        "",
+        f"The Verilog takes {report['verilog_seconds']:.0f} s. On {report['device']}; two cores, "
+        "shared with other work. *Quantize* and *compile* are the way from a torch module to a "
+        "bundle, *integer graph* is the same frame (or batch) by the vectorised quantized graph, "
+        "to the same bits.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -200,6 +200,7 @@ class _Machine:
         self.tokens = {(a, b): 0 for a in Queue for b in Queue}
         self.engine_free = dict.fromkeys(Queue, 0)
         self.next_start = dict.fromkeys(Queue, 0)
+        self.next_try = dict.fromkeys(Queue, _NEVER)
         # Load engine.
         self.jobs_open = 0
         self.row_free = 0
@@ -338,9 +339,22 @@ class _Machine:
         gate.waiting.append((index, now + timing.QUEUE_CYCLES))
         self.dispatched += 1
         self.ready_at = now + timing.INSTRUCTION_BEATS + timing.CHECK_CYCLES
-        self.at(now + timing.QUEUE_CYCLES, lambda t: self._start(t, queue))
+        self._start_at(now + timing.QUEUE_CYCLES, queue)
         self.at(now + timing.REFILL_CYCLES, self._request)
         self.at(self.ready_at, self._dispatch)
+
+    def _start_at(self, time: int, queue: Queue) -> None:
+        """Try to start the head of a queue at `time`, unless it will be tried before."""
+        if time >= self.next_try[queue]:
+            return
+        self.next_try[queue] = time
+
+        def try_it(now: int) -> None:
+            if self.next_try[queue] == now:
+                self.next_try[queue] = _NEVER
+            self._start(now, queue)
+
+        self.at(time, try_it)
 
     def _start(self, now: int, queue: Queue) -> None:
         """Start the head of a queue if its tokens are there and its engine takes it."""
@@ -352,7 +366,7 @@ class _Machine:
         earliest = max(arrived, self.engine_free[queue], self.next_start[queue])
         if now < earliest:
             if earliest != _NEVER:
-                self.at(earliest, lambda t: self._start(t, queue))
+                self._start_at(earliest, queue)
             return
         if queue == Queue.LOAD and self.jobs_open > timing.LOAD_JOBS_AHEAD:
             return
@@ -369,7 +383,7 @@ class _Machine:
         )
         self.at(now + 1, self._dispatch)
         if self.engine_free[queue] != _NEVER:
-            self.at(max(now + 1, self.engine_free[queue]), lambda t: self._start(t, queue))
+            self._start_at(max(now + 1, self.engine_free[queue]), queue)
 
     def _load(self, now: int, index: int, f: dict[str, int]) -> None:
         """Queue the transfers of every row."""
