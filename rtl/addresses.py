@@ -100,8 +100,8 @@ class OutputAddresses(wiring.Component):
     """Where the words of a pixel group go: after `issue.last`, one pixel a cycle, tp of them.
 
     `word` carries what NFU-3 needs of the instruction, for pixel p LATENCY + p cycles after the
-    step with `last`. `valid` pixels exist; `done` marks the instruction's last cycle here.
-    `out_of_range` (with `word`): the output or residual address is past the scratchpad.
+    step with `last`. `valid` pixels exist and are not held; `done` marks the instruction's last
+    cycle here. `out_of_range` (with `word`): the output or residual address is past the scratchpad.
     """
 
     LATENCY = 1
@@ -145,7 +145,7 @@ class OutputAddresses(wiring.Component):
             m.d.sync += [
                 left.eq(tp),
                 done.eq(issue.done),
-                *(exist[p].eq(issue.x_left > p) for p in range(tp)),
+                *(exist[p].eq((issue.x_left > p) & ~issue.fields.hold) for p in range(tp)),
                 pixel_step.eq(issue.fields.output_pixel_step),
                 word.output.eq(issue.output_base),
                 word.source.eq(issue.residual_base),

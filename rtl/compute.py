@@ -148,7 +148,9 @@ class ComputeEngine(wiring.Component):
         pad = local("pad", fields.pad_value, 8)
         inside = local("inside", inputs.enable, tp)
         mode = local("mode", fields.mode, Mode)
+        step = local("step_issued", issue.step, 1)
         first = local("first", issue.first, 1)
+        fresh = local("fresh", issue.first & ~fields.resume, 1)
         last = local("last", issue.last, 1)
         slot = local("slot", issue.slot, range(tn))
         block = local("block", fields.lane_block, lane_block(config))
@@ -179,15 +181,17 @@ class ComputeEngine(wiring.Component):
         # sum_stage: accumulate. The parameters arrive a cycle later than an instruction's first
         # step could, at the earliest: its parameter rows came before it.
         travelled = at(parameters, sum_stage - self.WORD_STAGE)
+        sum_ahead = sum_stage - Accumulators.LEAD
         lane_terms = local("lane_terms", lanes.terms, lanes.terms.shape())
         wait = PEArray.latency(config) - Lanes.LATENCY
         waited = Pipeline(m, shift_registers=False).at(lane_terms, wait)
         m.d.comb += [
             accumulators.trees.eq(array.sums),
             accumulators.lanes.eq(waited),
-            accumulators.dense.eq(at(mode, sum_stage) == Mode.DENSE),
-            accumulators.clear.eq(at(mode, sum_stage) == Mode.MAXIMUM),
-            accumulators.first.eq(at(first, sum_stage)),
+            accumulators.step.eq(at(step, sum_ahead, control=True)),
+            accumulators.dense.eq(at(mode, sum_ahead) == Mode.DENSE),
+            accumulators.clear.eq(at(mode, sum_ahead) == Mode.MAXIMUM),
+            accumulators.first.eq(at(fresh, sum_ahead)),
             accumulators.last.eq(at(last, sum_stage, control=True)),
             accumulators.parameters.eq(travelled),
         ]

@@ -11,7 +11,7 @@ from hwgen.arch import timing
 from hwgen.arch.config import AcceleratorConfig
 from rtl.layouts import CHANNEL_PARAMETERS, int8_lanes, synapse_row
 from rtl.multipliers import PAIR_CYCLES, add, pair_sum
-from rtl.pipeline import Pipeline
+from rtl.pipeline import FLIP_FLOPS, Pipeline
 
 Operands = list[list[Signal]]
 Trees = dict[tuple[int, int], "_Tree"]
@@ -200,15 +200,19 @@ def tree_sums(config: AcceleratorConfig) -> data.ArrayLayout:
 class Accumulators(wiring.Component):
     """The int32 partial sums of tn channels and tp pixels, and their hand-over to NFU-3.
 
-    Every cycle ``acc = start + term``: `term` comes from the trees when `dense`, else from the
+    With every step ``acc = start + term``: `term` comes from the trees when `dense`, else from the
     lanes; `start` is the bias when `first`, nothing when `clear` (the lanes hold a maximum on
-    their own), else `acc`. A cycle after `last`, NFU-3 is handed the sums and parameters: the tp
-    pixels come one a cycle at `sums`, the first of them two cycles after the step with `last`.
-    The array may begin its next pixel in the cycle after `last`. `last` must not come again
-    within tp cycles. `parameters` is sampled with the steps, and must hold for the cycle after
-    `last` too (its bias need not).
+    their own), else `acc`. Between steps `acc` stays, so that a sum may go on in a later
+    instruction. A cycle after `last`, NFU-3 is handed the sums and parameters: the tp pixels come
+    one a cycle at `sums`, the first of them two cycles after the step with `last`. The array may
+    begin its next pixel in the cycle after `last`. `last` must not come again within tp cycles.
+
+    `trees`, `lanes`, `last` and `parameters` are sampled with the step, and `parameters` must hold
+    for the cycle after `last` too (its bias need not). `step`, `dense`, `clear` and `first` are
+    sampled LEAD cycles ahead, so that each channel has registers of its own for them.
     """
 
+    LEAD = 1
     LATENCY = 2
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -218,6 +222,7 @@ class Accumulators(wiring.Component):
             {
                 "trees": In(tree_sums(config)),
                 "lanes": In(data.ArrayLayout(int8_products(config), config.tp)),
+                "step": In(1),
                 "dense": In(1),
                 "clear": In(1),
                 "first": In(1),
@@ -232,21 +237,30 @@ class Accumulators(wiring.Component):
         """Build an adder a channel and pixel, and the hand-over registers."""
         m = Module()
         tn, tp = self.config.tn, self.config.tp
-        last = Signal()
-        m.d.sync += last.eq(self.last)
-        held = Signal(self.parameters.shape(), reset_less=True)
-        with m.If(last):
-            m.d.sync += held.eq(self.parameters)
-        m.d.comb += self.sums_parameters.eq(held)
-
         for n in range(tn):
+
+            def copy(signal: Signal, channel: int = n) -> Signal:
+                """Register a control bit for this channel alone: none drives the whole array."""
+                own = Signal(name=f"{signal.name}_{channel}", attrs=FLIP_FLOPS)
+                m.d.sync += own.eq(signal)
+                return own
+
+            # A cycle ahead of the step; `last` with it.
+            step, dense, clear, first = map(copy, (self.step, self.dense, self.clear, self.first))
+            last = copy(self.last)
+            parameters = self.parameters[n]
+            held = Signal(CHANNEL_PARAMETERS, name=f"held_{n}", reset_less=True)
+            with m.If(last):
+                m.d.sync += held.eq(parameters)
+            m.d.comb += self.sums_parameters[n].eq(held)
             later: Value | None = None
             for p in reversed(range(tp)):
                 # Cycle 0: accumulate.
                 acc = Signal(signed(32), name=f"acc_{p}_{n}", reset_less=True)
-                kept = Mux(self.first, self.parameters[n].bias, acc)
-                term = Mux(self.dense, self.trees[p][n], self.lanes[p][n])
-                m.d.sync += acc.eq(Mux(self.clear, 0, kept) + term)
+                kept = Mux(first, parameters.bias, acc)
+                term = Mux(dense, self.trees[p][n], self.lanes[p][n])
+                with m.If(step):
+                    m.d.sync += acc.eq(Mux(clear, 0, kept) + term)
                 # Cycle 1: hand over; pixel p moves up each cycle until it is at 0.
                 handed = Signal(signed(32), name=f"handed_{p}_{n}", reset_less=True)
                 with m.If(last):

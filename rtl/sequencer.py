@@ -205,6 +205,14 @@ class Sequencer(wiring.Component):
             | (coming.output_height == 0)
             | (coming.output_width == 0)
             | (coming.lane_block >= config.ti // config.tn)
+            | (
+                (coming.resume | coming.hold)
+                & (
+                    (coming.mode != Mode.DENSE)
+                    | (coming.output_height != 1)
+                    | (coming.output_width > tp)
+                )
+            )
         )
         m.d.sync += self.error.valid.eq(0)
         with m.If(overflow):

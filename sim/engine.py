@@ -148,6 +148,14 @@ def random_work(
         mode = rng.choice(modes)
         fields = _random_geometry(config, rng, mode, dependent)
         entries = fields.pop("entries")
+        held = bool(work.computes and work.computes[-1]["hold"])
+        if held:  # the other half of the taps of the COMPUTE before
+            mode, fields = Mode.DENSE, {**work.computes[-1], "hold": 0, "resume": 1}
+            entries = entries[:1]
+            fields |= {"tap_count": 1, "start_delay": 0}
+        elif mode == Mode.DENSE and rng.random() < 0.3:
+            fields |= {"hold": 1, "output_height": 1}
+            fields["output_width"] = rng.randint(1, config.tp)
         rows = config.parameter_rows + (
             0 if mode > Mode.DEPTHWISE else -(-len(entries) // (config.tn if mode else 1))
         )
@@ -221,6 +229,8 @@ def _random_geometry(
     return {
         "entries": entries,
         "tap_count": taps,
+        "resume": 0,
+        "hold": 0,
         "residual": rng.randint(0, 1),
         "start_delay": safe_start_delay(config) if dependent else 0,
         "input_start": start & 0xFFFF,

@@ -70,6 +70,8 @@ class Interpreter:
         uint64 (tap_entries,).
     steps
         Steps of the array in the last program: what the STEPS register reads.
+    held
+        Sums that a COMPUTE held for the next one: int64 (pixels, tn).
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -78,6 +80,7 @@ class Interpreter:
         self.synapse = np.zeros((config.synapse_rows, config.tn, config.ti), dtype=np.int8)
         self.taps = np.zeros(config.tap_entries, dtype=np.uint64)
         self.steps = 0
+        self.held: NDArray[np.int64] = np.zeros((0, config.tn), dtype=np.int64)
 
     def execute(
         self, memory: Memory, program_address: int, length: int, bases: Mapping[int, int]
@@ -220,6 +223,10 @@ class Interpreter:
         require(min(height, width, taps) >= 1, "output size or tap_count")
         require(f["lane_block"] < config.ti // config.tn, "lane_block")
         mode = Mode(f["mode"])
+        if f["resume"] or f["hold"]:
+            one = mode == Mode.DENSE and height == 1 and width <= config.tp
+            require(one, "resume or hold of more than tp pixels")
+            require(not f["resume"] or len(self.held) == width, "resume of what was not held")
         rows = {Mode.DENSE: taps, Mode.DEPTHWISE: -(-taps // config.tn)}.get(mode, 0)
         in_range(f["tap_address"] + taps <= config.tap_entries, "tap entries")
         first_weight = f["weight_address"]
@@ -248,9 +255,14 @@ class Interpreter:
                     acc += lane
                 else:
                     acc = lane if k == 0 else np.maximum(acc, lane)
-        if mode != Mode.MAXIMUM:
+        if f["resume"]:
+            acc = acc + self.held
+        elif mode != Mode.MAXIMUM:
             acc = acc + channels["bias"]
-        self._write_back(f, acc, channels, y, x, lanes, input_banks)
+        if f["hold"]:
+            self.held = acc
+        else:
+            self._write_back(f, acc, channels, y, x, lanes, input_banks)
         self.steps += taps * height * -(-width // config.tp)
 
     def _dense(

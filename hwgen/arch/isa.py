@@ -101,6 +101,8 @@ COMPUTE = Layout(
         *_HEADER,
         Field("mode", 2, "0 dense, 1 depthwise, 2 maximum, 3 sum."),
         Field("residual", 1, "Add a residual map before the rounding."),
+        Field("resume", 1, "Go on with the sums of the COMPUTE before, which held as many pixels."),
+        Field("hold", 1, "Keep the sums and write nothing. As resume: dense, up to tp pixels."),
         Field("start_delay", 8, "Cycles from the previous COMPUTE's last step to the first here."),
         Field("tap_address", 14, "First tap of the group's list."),
         Field("tap_count", 12, "Taps of the group, at least 1."),
@@ -201,7 +203,7 @@ parameters = SB[synapse_address : synapse_address + parameter_rows]   # one slot
 weights    = SB[weight_address : ...]
 for y in range(output_height):
     for x in range(output_width):              # tp neighbours in x at once
-        acc[n] = bias[n]
+        acc[n] = acc[n] if resume else bias[n]
         for k in range(tap_count):             # one step a cycle
             tap = taps[tap_address + k]
             iy, ix = origin_y + y * stride_y + tap.dy, origin_x + x * stride_x + tap.dx
@@ -212,6 +214,7 @@ for y in range(output_height):
             DEPTHWISE: acc[n] += weights[k // tn][k % tn][n] * lane[n]
             MAXIMUM:   acc[n] = lane[n] if k == 0 else max(acc[n], lane[n])
             SUM:       acc[n] += lane[n]
+        if hold: continue
         here = y * output_row_step + x * output_pixel_step
         r[n] = scratchpad[residual_address + here][lane_block * tn + n] - residual_zero_point
         total = acc[n] * multiplier[n] + (r[n] * residual_multiplier[n] if residual else 0)

@@ -50,7 +50,7 @@ _MAX_COMPUTES_AHEAD = 128
 
 
 class CapacityError(ValueError):
-    """One group's weights or taps exceed an on-chip buffer; the message names the layer."""
+    """An on-chip buffer is too small for any part of a group; the message names the layer."""
 
 
 @dataclass
@@ -95,10 +95,10 @@ def schedule(
     Raises
     ------
     CapacityError
-        When a single group does not fit SB or the tap buffer.
+        When SB or the tap buffer are too small for two parts of a group.
     """
     _check_capacity(graph, config, free)
-    work = WorkList(graph, placed, config, split)
+    work = WorkList(graph, placed, config, split, free.synapse_rows, free.tap_entries)
     rings, kept = {}, {}
     for blocks, start, size, limit in (
         (work.synapse_blocks, free.synapse_row, free.synapse_rows, resident_rows),
@@ -130,12 +130,15 @@ def schedule(
 
 
 def _check_capacity(graph: MachineGraph, config: AcceleratorConfig, free: Placement) -> None:
-    """Insist that each group fits the buffers by itself."""
+    """Insist that each group fits the buffers, or two parts of it where it can be cut."""
     for layer in graph.layers:
         for group in layer.groups:
+            rows, entries = group.synapse_rows, len(group.taps)
+            if layer.mode == Mode.DENSE:
+                rows, entries = min(rows, 2 * (config.parameter_rows + 1)), min(entries, 2)
             for what, units, size in (
-                ("synapse_rows", group.synapse_rows, free.synapse_rows),
-                ("tap_entries", len(group.taps), free.tap_entries),
+                ("synapse_rows", rows, free.synapse_rows),
+                ("tap_entries", entries, free.tap_entries),
             ):
                 if units > size:
                     raise CapacityError(
@@ -444,15 +447,15 @@ def _compute_fields(work: Work) -> dict[str, int]:
     run, code = work.run, work.code
     layer, group, into, out = run.layer, code.group, run.input, run.output
     y, x = work.first * layer.stride[0] + layer.origin[0], layer.origin[1]
-    width = out.layout.shape[2]
-    if work.column is not None:
-        x, width = x + work.column * layer.stride[1], 1
+    width = work.right - work.left
+    x += work.left * layer.stride[1]
     _, high = layer.input_rows(work.first, work.last, into.layout.height)
     top, left = max(0, y), max(0, x)
-    column = work.column or 0
     fields = {
         "mode": layer.mode,
-        "residual": int(run.residual is not None),
+        "residual": int(run.residual is not None and not work.range.hold),
+        "resume": int(work.range.resume),
+        "hold": int(work.range.hold),
         "tap_address": work.taps.address + work.range.tap_first,
         "tap_count": work.range.tap_last - work.range.tap_first,
         "synapse_address": code.block.address + work.range.parameter_row,
@@ -468,7 +471,7 @@ def _compute_fields(work: Work) -> dict[str, int]:
         "stride_y": layer.stride[0] if work.last - work.first > 1 else 1,
         "stride_x": layer.stride[1] if width > 1 else 1,
         "pad_value": layer.pad_value,
-        "output_address": out.at(group.output_tile, work.first) + column,
+        "output_address": out.at(group.output_tile, work.first) + work.left,
         "output_pixel_step": 1,
         "output_row_step": out.layout.row_words,
         "output_height": work.last - work.first,
@@ -481,8 +484,9 @@ def _compute_fields(work: Work) -> dict[str, int]:
     }
     if layer.mode == Mode.DENSE:
         fields["weight_address"] += work.range.tap_first
-    if run.residual is not None:
-        fields["residual_address"] = run.residual.at(group.output_tile, work.first) + column
+    if fields["residual"]:
+        assert run.residual is not None
+        fields["residual_address"] = run.residual.at(group.output_tile, work.first) + work.left
     return fields
 
 
@@ -512,6 +516,10 @@ def _set_start_delays(
         f["start_delay"] = min(start - last_step, isa.COMPUTE.by_name["start_delay"].maximum)
         pairs = -(-f["output_width"] // config.tp)
         count = f["output_height"] * pairs
+        slot_end = start + count * interval - 1
+        last_step = slot_end - interval + f["tap_count"]
+        if f["hold"]:
+            continue
         tail = np.arange(max(0, count - distance), count)
         for p in range(config.tp):
             y, x = tail // pairs, tail % pairs * config.tp + p
@@ -519,8 +527,6 @@ def _set_start_delays(
             word = f["output_address"] + y * f["output_row_step"] + x * f["output_pixel_step"]
             done = start + tail * interval + f["tap_count"] - 1
             readable[word[keep]] = done[keep] + distance
-        slot_end = start + count * interval - 1
-        last_step = slot_end - interval + f["tap_count"]
         if work.run.residual is not None:
             residual_until[_banks(work.run.residual, config)] = last_step + distance
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,9 @@ class Block:
 class RowRange:
     """Output rows [first, last), which walk taps [tap_first, tap_last) of their group's list.
 
-    `parameter_row` is the first of their channel parameters, in rows of the group's SB block.
+    `parameter_row` is the first of their channel parameters, in rows of the group's SB block. In a
+    group of several parts `resume` and `hold` say whether a part goes on with the sums of the one
+    before, and keeps its own for the next.
     """
 
     first: int
@@ -77,11 +79,16 @@ class RowRange:
     tap_first: int
     tap_last: int
     parameter_row: int
+    resume: bool = False
+    hold: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class GroupCode:
-    """A group's SB block, parameters then weights, and what each range of rows uses of it."""
+    """A group's SB block, parameters then weights, and what each range of rows uses of it.
+
+    A group too large for SB is several of them, each with a part of the taps.
+    """
 
     group: Group
     block: Block
@@ -142,14 +149,15 @@ class Run:
 
 @dataclass(eq=False)
 class Work:
-    """One COMPUTE: output rows [first, last) of a group, or one column of them."""
+    """One COMPUTE: output rows [first, last) and columns [left, right) of a group."""
 
     run: Run
     code: GroupCode
     range: RowRange
     first: int
     last: int
-    column: int | None
+    left: int
+    right: int
     taps: Block
     offsets: NDArray[np.int64]
 
@@ -162,6 +170,9 @@ class WorkList:
     split
         For which groups rows at the upper and lower edge leave out the taps of the padding, at the
         price of parameters of their own.
+    synapse_rows, tap_entries
+        What there is of them. A group that needs more is cut into parts, whose sums the
+        accumulators keep from one to the next, a group of tp pixels after the other.
     """
 
     def __init__(
@@ -170,16 +181,21 @@ class WorkList:
         placed: Placement,
         config: AcceleratorConfig,
         split: Split,
+        synapse_rows: int,
+        tap_entries: int,
     ) -> None:
         self.graph, self.placed, self.config = graph, placed, config
+        # Two parts fit, so that one is loaded while the other computes.
+        self._largest_part = min((synapse_rows // 2) - config.parameter_rows, tap_entries // 2)
+        self._most_rows = synapse_rows
+        self._most_taps = tap_entries
         self._synapse_blocks: dict[bytes, Block] = {}
         self._tap_blocks: dict[bytes, Block] = {}
         self.codes = [self._layer_codes(layer, split) for layer in graph.layers]
         self.runs = list(self._runs())
         for run in self.runs:
             for work in run.works:
-                columns = 1 if work.column is not None else run.output.layout.shape[2]
-                pixels = (work.last - work.first) * -(-columns // config.tp)
+                pixels = (work.last - work.first) * -(-(work.right - work.left) // config.tp)
                 work.code.block.steps += pixels * (work.range.tap_last - work.range.tap_first)
 
     @property
@@ -192,8 +208,8 @@ class WorkList:
         """Tap lists, each once."""
         return list(self._tap_blocks.values())
 
-    def _layer_codes(self, layer: MachineLayer, split: Split) -> list[GroupCode]:
-        """Make each group's SB block.
+    def _layer_codes(self, layer: MachineLayer, split: Split) -> list[tuple[GroupCode, ...]]:
+        """Make each group's SB block, or blocks.
 
         Output rows at the upper and lower edge see padding through some of their taps. A padded
         tap's product is a constant, so these rows get parameters of their own with that constant
@@ -204,6 +220,9 @@ class WorkList:
         steps_a_tap = -(-width // self.config.tp) * images
         codes = []
         for group in layer.groups:
+            if group.synapse_rows > self._most_rows or len(group.taps) > self._most_taps:
+                codes.append(tuple(self._parts(group, height)))
+                continue
             ranges: tuple[RowRange, ...] = (RowRange(0, height, 0, len(group.taps), 0),)
             parameters = [group.parameters]
             beats = group.synapse_rows * self.config.synapse_row_bytes // BEAT_BYTES
@@ -214,12 +233,26 @@ class WorkList:
                 found = _split_rows(layer, group, height, source, steps_a_tap)
                 ranges, parameters = found or (ranges, parameters)
             rows = np.concatenate([*parameters, group.weights])
-            data = rows.tobytes()
-            if data not in self._synapse_blocks:  # pools have the same parameters for every tile
-                self._synapse_blocks[data] = Block(data, LoadTarget.SYNAPSE, len(rows))
-            block = self._synapse_blocks[data]
-            codes.append(GroupCode(group, block, ranges, len(rows) - len(group.weights)))
+            weight_row = len(rows) - len(group.weights)
+            codes.append((GroupCode(group, self._synapse_block(rows), ranges, weight_row),))
         return codes
+
+    def _synapse_block(self, rows: NDArray[np.int8]) -> Block:
+        """Return the block of these rows; pools have the same parameters for every tile."""
+        data = rows.tobytes()
+        if data not in self._synapse_blocks:
+            self._synapse_blocks[data] = Block(data, LoadTarget.SYNAPSE, len(rows))
+        return self._synapse_blocks[data]
+
+    def _parts(self, group: Group, height: int) -> Iterator[GroupCode]:
+        """Cut a dense group into parts of its taps, each with a copy of the parameters."""
+        taps, size = len(group.taps), self._largest_part
+        for first in range(0, taps, size):
+            last = min(first + size, taps)
+            part = replace(group, taps=group.taps[first:last], weights=group.weights[first:last])
+            block = self._synapse_block(np.concatenate([part.parameters, part.weights]))
+            ranges = (RowRange(0, height, 0, last - first, 0, first > 0, last < taps),)
+            yield GroupCode(part, block, ranges, len(part.parameters))
 
     def _runs(self) -> Iterator[Run]:
         """List the runs in their order, each with its COMPUTEs."""
@@ -293,19 +326,27 @@ class WorkList:
             over,
         )
 
-    def _works(self, run: Run, codes: list[GroupCode]) -> Iterator[Work]:
-        """Cut a run into COMPUTEs: a group, then a range of rows with one tap list."""
+    def _works(self, run: Run, codes: list[tuple[GroupCode, ...]]) -> Iterator[Work]:
+        """Cut a run into COMPUTEs: a group, then a range of rows with one tap list.
+
+        Pixels that tp can't read together are computed column by column, and the parts of a group
+        for tp pixels at a time.
+        """
         width = run.output.layout.shape[2]
-        # Pixels that tp can't read together are computed column by column.
-        narrow = width > 1 and not self.config.pixels_apart(run.layer.stride[1])
-        columns: list[int | None] = list(range(width)) if narrow else [None]
-        for code in codes:
-            block, offsets = self._taps(code.group, run.input)
-            for rows in code.ranges:
+        apart = width == 1 or self.config.pixels_apart(run.layer.stride[1])
+        for parts in codes:
+            taps = [self._taps(code.group, run.input) for code in parts]
+            for rows in parts[0].ranges:
                 first, last = max(rows.first, run.strip.first), min(rows.last, run.strip.last)
-                if first < last:
-                    for column in columns:
-                        yield Work(run, code, rows, first, last, column, block, offsets)
+                high, wide = last - first, width if apart else 1
+                if len(parts) > 1:
+                    high, wide = 1, min(wide, self.config.tp)
+                for y in range(first, last, max(1, high)):
+                    for x in range(0, width, wide):
+                        right = min(x + wide, width)
+                        for code, (block, offsets) in zip(parts, taps, strict=True):
+                            own = rows if len(parts) == 1 else code.ranges[0]
+                            yield Work(run, code, own, y, y + high, x, right, block, offsets)
 
     def _taps(self, group: Group, window: Window) -> tuple[Block, NDArray[np.int64]]:
         """Turn (dy, dx, tile) into word offsets; equal lists share one block.

@@ -43,7 +43,7 @@ def channel(rng: random.Random) -> dict[str, int]:
 @cocotb.test()
 @cocotb.parametrize(density=[0.1, 0.5, 1.0])
 async def steps(dut: Any, density: float) -> None:
-    """Every cycle accumulates; tp pixels follow each `last`, one a cycle, with its parameters."""
+    """Every step accumulates; tp pixels follow each `last`, one a cycle, with its parameters."""
     cocotb.log.info("seed %d", SEED)
     rng = random.Random(f"{SEED} {density}")
     noise = np.random.default_rng(SEED)
@@ -53,8 +53,22 @@ async def steps(dut: Any, density: float) -> None:
     expected: dict[int, tuple[list[int], list[dict[str, int]]]] = {}
     parameters = [channel(rng) for _ in range(tn)]
     last, quiet, hand_overs = 0, 0, 0
-    await reset(dut, last=0, first=0, clear=0)
+    await reset(dut, last=0, first=0, clear=0, step=0)
+
+    def draw(first: bool) -> tuple[int, int, int, int]:
+        """Return step, dense, clear, first of a cycle."""
+        bits = rng.getrandbits(1), int(rng.random() < 0.2), rng.getrandbits(1)
+        # Nothing is known of the sums before the first step.
+        return (1, bits[0], bits[1], 1) if first else (int(rng.random() < 0.8), *bits)
+
+    def drive(control: tuple[int, int, int, int]) -> None:
+        dut.step.value, dut.dense.value, dut.clear.value, dut.first.value = control
+
+    coming = draw(first=True)
+    drive(coming)
+    await RisingEdge(dut.clk)
     for cycle in range(PARAMETERS["count"]):
+        step, dense, clear, first = coming
         # The cycle after `last` still sees its parameters, all but the bias.
         fresh = [channel(rng) for _ in range(tn)]
         if last:
@@ -66,14 +80,13 @@ async def steps(dut: Any, density: float) -> None:
                 expected[cycle - 1 + Accumulators.LATENCY + p] = (sums, parameters)
         quiet = 1 if last else quiet + 1
         last = int(quiet >= tp and rng.random() < density)
-        dense, clear, first = rng.getrandbits(1), int(rng.random() < 0.2), rng.getrandbits(1)
-        first |= cycle == 0  # nothing is known of the sums before
+        coming = draw(first=False)
+        drive(coming)  # a cycle ahead of the step
         trees = noise.integers(-(1 << TREE_BITS - 1), 1 << TREE_BITS - 1, (tp, tn))
         lanes = noise.integers(-(1 << 15), 1 << 15, (tp, tn))
         dut.trees.value = bench_datapath.pack(trees, TREE_BITS)
         dut.lanes.value = bench_datapath.pack(lanes, 16)
-        dut.dense.value, dut.clear.value = dense, clear
-        dut.first.value, dut.last.value = first, last
+        dut.last.value = last
         dut.parameters.value = sum(
             pack(CHANNEL_PARAMETERS, p) << (width * n) for n, p in enumerate(parameters)
         )
@@ -89,6 +102,7 @@ async def steps(dut: Any, density: float) -> None:
             hand_overs += 1
         biases = np.array([p["bias"] for p in parameters], dtype=object)
         start = np.zeros_like(acc) if clear else np.tile(biases, (tp, 1)) if first else acc
-        acc = np.frompyfunc(int32, 1, 1)(start + (trees if dense else lanes).astype(object))
+        if step:
+            acc = np.frompyfunc(int32, 1, 1)(start + (trees if dense else lanes).astype(object))
         await RisingEdge(dut.clk)
     assert hand_overs > PARAMETERS["count"] * density / 8

@@ -123,6 +123,7 @@ def output_step(rng: random.Random) -> tuple[dict[str, int], dict[str, int]]:
     }
     fields["lane_block"] = rng.randrange(CONFIG.ti // CONFIG.tn)
     fields["output_pixel_step"] = rng.choice([0, 1, 5, rng.getrandbits(16)])
+    fields["hold"] = int(rng.random() < 0.2)
     return issue, fields
 
 
@@ -147,7 +148,7 @@ async def outputs(dut: Any) -> None:
                 output, source = issue["output_base"] + here, issue["residual_base"] + here
                 past = output >= CONFIG.scratchpad_words
                 past |= bool(fields["residual"]) and source >= CONFIG.scratchpad_words
-                exists = p < issue["x_left"]
+                exists = p < issue["x_left"] and not fields["hold"]
                 word = {
                     "valid": int(exists),
                     "done": int(issue["done"] and p == CONFIG.tp - 1),

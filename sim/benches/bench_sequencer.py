@@ -34,6 +34,9 @@ def random_compute(rng: random.Random, tiny: bool) -> dict[str, int]:
     f["tap_count"] = rng.randint(1, min(most, CONFIG.tap_entries))
     f["output_height"], f["output_width"] = rng.randint(1, most - 1), rng.randint(1, most)
     f["lane_block"] = rng.randrange(CONFIG.ti // CONFIG.tn)
+    one_group = f["output_height"] == 1 and f["output_width"] <= CONFIG.tp
+    if f["mode"] != Mode.DENSE or not one_group:
+        f["resume"] = f["hold"] = 0
     f["start_delay"] = rng.choice([0, 0, 1, 5, 30, 255])
     f["tap_address"] = rng.randint(0, CONFIG.tap_entries - f["tap_count"])
     f["synapse_address"] = rng.randint(0, CONFIG.synapse_rows - CONFIG.parameter_rows)
@@ -68,7 +71,9 @@ class Walk:
             return
         self.begin = max(cycle + Sequencer.ACCEPT_TO_PARAMETERS, self.end + 1)
         counts = (f["tap_count"], f["output_height"], f["output_width"])
-        if not all(counts) or f["lane_block"] >= CONFIG.ti // CONFIG.tn:
+        kept = f["resume"] or f["hold"]
+        many = f["mode"] != Mode.DENSE or counts[1] > 1 or counts[2] > CONFIG.tp
+        if not all(counts) or f["lane_block"] >= CONFIG.ti // CONFIG.tn or (kept and many):
             self.error = self.begin, ErrorCode.BAD_FIELD, index
             return
         shared = {"fields": pack(COMPUTE, f), "index": index}
@@ -191,6 +196,8 @@ WRONG = {
     "output_height": ({"output_height": 0}, ErrorCode.BAD_FIELD),
     "output_width": ({"output_width": 0}, ErrorCode.BAD_FIELD),
     "lane_block": ({"lane_block": CONFIG.ti // CONFIG.tn}, ErrorCode.BAD_FIELD),
+    "hold": ({"hold": 1, "mode": Mode.DENSE, "output_height": 2}, ErrorCode.BAD_FIELD),
+    "resume": ({"resume": 1, "mode": Mode.DEPTHWISE}, ErrorCode.BAD_FIELD),
     "taps": ({"tap_count": 3, "tap_address": CONFIG.tap_entries - 2}, ErrorCode.ADDRESS_RANGE),
     "far_taps": ({"tap_address": (1 << 14) - 1, "tap_count": 9}, ErrorCode.ADDRESS_RANGE),
     "parameters": ({"synapse_address": CONFIG.synapse_rows}, ErrorCode.ADDRESS_RANGE),

@@ -119,9 +119,30 @@ def test_place_names_the_layer_that_does_not_fit() -> None:
 
 
 def test_capacity_names_the_layer() -> None:
-    """A group larger than SB is refused with the numbers."""
-    with pytest.raises(CapacityError, match=r"layer 'c0' needs 10 of synapse_rows.*8 free of 8"):
-        program.emit(chain((16, None)), AcceleratorConfig(synapse_rows=8))
+    """An SB too small for two parts of a group is refused with the numbers."""
+    with pytest.raises(CapacityError, match=r"layer 'c0' needs 4 of synapse_rows.*2 free of 2"):
+        program.emit(chain((16, None)), AcceleratorConfig(synapse_rows=2))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_groups_larger_than_sb_go_in_parts(kernel: int, tp: int) -> None:
+    """The sums of a group whose weights do not fit SB are held from part to part."""
+    rng = np.random.default_rng(kernel)
+    source = QInput(name="x", type=tensor_type((40, 7, 7), 9))
+    a = conv(rng, "a", source, 40)
+    b = conv(rng, "b", a, 40, kernel=kernel, residual="a")
+    graph = Graph((source, a, b), ("x",), ("b",), "quantized")
+    config = AcceleratorConfig(tp=tp, scratchpad_bank_words=256, synapse_rows=16, tap_entries=64)
+    bundle = program.emit(graph, config)
+    computes = [
+        isa.decode(bundle.program[i : i + isa.INSTRUCTION_BYTES])
+        for i in range(0, len(bundle.program), isa.INSTRUCTION_BYTES)
+    ]
+    assert any(f["hold"] and f["resume"] for opcode, f in computes if opcode == Opcode.COMPUTE)
+    codes = rng.integers(-128, 128, (7, 7, 40)).astype(np.int8)
+    expected = evaluate_integer(graph, codes[None])["b"][0]
+    assert np.array_equal(GoldenRun(bundle).run(codes)[0], expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5, 8, 17])

@@ -95,3 +95,12 @@ def test_a_last_batch_is_filled_up(board: SimulatedBoard, rng: np.random.Generat
         assert np.array_equal(accelerator.run_batch(images), expected)
         with pytest.raises(ValueError, match="run takes one image, and 'network' runs 3 at once"):
             accelerator.run(images[0])
+
+
+def test_groups_larger_than_sb(board: SimulatedBoard, rng: np.random.Generator) -> None:
+    """A group with more weights than SB has rows is computed in parts, its sums held between."""
+    source = QInput(name="x", type=tensor_type((64, 9, 9), 5))
+    a = conv(rng, "a", source, 16, kernel=9, stride=4)
+    graph = Graph((source, a, conv(rng, "b", a, 8)), ("x",), ("b",), "quantized")
+    assert 9 * 9 * 64 // CONFIG.ti > CONFIG.synapse_rows
+    run(board, graph, 1, rng)
