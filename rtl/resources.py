@@ -164,6 +164,70 @@ def estimate_resources(
     return Resources.from_dict(cached(cache_dir, "resources", (version, script, verilog), make))
 
 
+def record(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a report with the totals that it replaces, as `previous`.
+
+    These are those in `path`, if they were of another Verilog; else what was `previous` there.
+    `previous` is None where there is no such file.
+    """
+    kinds = [f.name for f in fields(Usage)]
+    previous = None
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("verilog_sha256") == report["verilog_sha256"]:
+            previous = before["previous"]
+        else:
+            totals = {kind: before[kind] for kind in kinds}
+            previous = {"verilog_sha256": before.get("verilog_sha256", ""), **totals}
+    return {**report, "previous": previous}
+
+
+def complaints(
+    recorded: Mapping[str, Any],
+    digest: str,
+    changelog: str,
+    limit_percent: float = 85,
+    growth_percent: float = 3,
+) -> list[str]:
+    """Return why a record of `record` does not stand for a Verilog text, or should not land.
+
+    Parameters
+    ----------
+    digest
+        `verilog_digest` of what is emitted today.
+    changelog
+        Its text; a line with the first 12 digits of `digest` and a reason allows growth.
+    limit_percent
+        Of the budget's DSP, BRAM36 and LUT.
+    growth_percent
+        Of any kind, over what was recorded before.
+    """
+    if recorded.get("verilog_sha256") != digest:
+        before = recorded.get("verilog_sha256", "")[:12] or "unknown"
+        today = f"today's is {digest[:12]}; run make resources (a quarter of an hour)"
+        return [f"the record is of Verilog {before}, {today}"]
+    found = [
+        f"{recorded['percent'][kind]:.1f} % of {kind}, more than {limit_percent:g} %"
+        for kind in ("dsp", "bram36", "lut")
+        if recorded["percent"][kind] > limit_percent
+    ]
+    before = recorded["previous"] or {}
+    short = digest[:12]
+    explained = any(
+        len(line.replace(short, "").strip(" -*`:.")) >= 10
+        for line in changelog.splitlines()
+        if short in line
+    )
+    for kind in ("dsp", "bram36", "lut", "ff"):
+        was, now = before.get(kind, 0), recorded[kind]
+        if was and now > was * (1 + growth_percent / 100) and not explained:
+            found.append(
+                f"{kind} grew from {was:g} to {now:g}, by {100 * (now / was - 1):.1f} %; more "
+                f"than {growth_percent:g} % needs a line in CHANGELOG.md with {short} and a reason"
+            )
+    return found
+
+
 def verilog_digest(verilog: str) -> str:
     """Return the SHA-256 of an emitted Verilog text, in hexadecimal."""
     return hashlib.sha256(verilog.encode()).hexdigest()
