@@ -3,7 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools setup demo test test-all lint format bench clean
+.PHONY: help check-tools setup demo test test-all lint format bench bench-place resources \
+	calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist workste
 BENCHMARKS := $(wildcard benchmarks/__main__.py)
 
 help:  ## this list
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Name every missing tool at once, each with the Debian package that brings it.
 check-tools:
@@ -58,6 +59,15 @@ format: setup  ## rewrite the code as lint wants it
 
 bench: setup  ## every benchmark
 	@$(if $(BENCHMARKS),.venv/bin/python -m benchmarks,echo "there is no benchmark yet")
+
+bench-place: setup  ## place and route the open board (ECP5); ten minutes
+	@.venv/bin/shears place --board ulx3s-85f --json benchmarks/results/place.json
+
+resources: setup  ## synthesise pynq-z2's default and record what it takes; a quarter of an hour
+	@.venv/bin/shears resources --board pynq-z2 --record benchmarks/results/resources.json
+
+calibrate: setup  ## synthesise small configurations and fit the model of resources to them; an hour
+	@.venv/bin/python -m benchmarks.calibrate
 
 clean:  ## remove what was built; .venv stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -241,8 +241,8 @@ def place_script() -> str:
     """Return the Yosys script that makes `shears.json` of `shears.v`.
 
     Everything is flattened, as a user's own flow would, and no wire loses its name: what nextpnr
-    calls its cells by is what tells the blocks of a path. `resources` hides names before ABC9 for
-    xc7, where they make Yosys fail; for ECP5 they do not.
+    calls its cells by is what tells the blocks of a path. `resources` must hide names before ABC9,
+    which fails on them module by module; on the flat netlist it does not.
     """
     return (
         f"read_verilog shears.v\nhierarchy -check -top {WRAPPER_NAME}\n"

@@ -237,22 +237,20 @@ def synthesis_script(verilog: str, family: str) -> str:
     """Return the Yosys script that synthesises `shears.v` and writes `stat.json`.
 
     The blocks are the modules right below the accelerator and right below its compute engine.
-    For xc7, wires lose their names before ABC9: it takes bit 0 of a wire `x` for a wire named
-    ``x[0]``, of which Amaranth makes many, and ends with a failed assertion (YosysHQ/yosys issue
-    4349). For ECP5 it does not, and the names stay.
+    Before ABC9, wires lose their names: it takes bit 0 of a wire `x` for a wire named ``x[0]``, of
+    which Amaranth makes many, and ends with a failed assertion (YosysHQ/yosys issue 4349).
     """
     modules = re.findall(r"^module \\?(\S+?) ?\(", verilog, re.MULTILINE)
     kept = " ".join(name for name in modules if block_name(name) == _path(name))
-    if family == "xc7":
-        synthesis = (
-            f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf -top {TOP_NAME} -run"
-        )
-        steps = f"{synthesis} begin:map_luts\nrename -hide w:*\n{synthesis} map_luts:\n"
-    else:
-        steps = f"synth_ecp5 -abc9 -top {TOP_NAME}\n"
+    flow = {
+        "xc7": f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf",
+        "ecp5": "synth_ecp5 -abc9",
+    }[family]
+    synthesis = f"{flow} -top {TOP_NAME} -run"
     return (
         f"read_verilog shears.v\nhierarchy -check -top {TOP_NAME}\n"
-        f"setattr -mod -set keep_hierarchy 1 {kept}\n{steps}"
+        f"setattr -mod -set keep_hierarchy 1 {kept}\n"
+        f"{synthesis} begin:map_luts\nrename -hide w:*\n{synthesis} map_luts:\n"
         "check -mapped\ntee -q -o stat.json stat -json\n"
     )
 
