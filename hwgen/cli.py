@@ -435,8 +435,9 @@ def _explore(arguments: argparse.Namespace) -> Report:
         costs = candidate.costs.values()
         rows.append(
             (
-                config_text(candidate.config),
+                config_text(candidate.config).split(", ")[0],
                 " ".join(marks),
+                " ".join(config_text(candidate.config).split(", ")[1:]),
                 *(f"{cost.cycles:,}" for cost in costs),
                 *(f"{candidate.used[kind]:,g}" for kind in ("dsp", "bram36", "lut")),
                 *(f"{cost.bytes_per_frame:,}" for cost in costs),
@@ -452,7 +453,7 @@ def _explore(arguments: argparse.Namespace) -> Report:
     tried, misfits = len(found.candidates), sum(not c.fits for c in found.candidates)
     _table(
         f"{board.name}: {len(front)} of {tried} configurations are on the front",
-        ("array, banks x words, SB rows, taps", "", *heads),
+        ("array", "", "banks, SB, taps", *heads),
         rows,
     )
     error = worst_error(board.family)
@@ -537,9 +538,9 @@ def _demo(arguments: argparse.Namespace) -> Report:
 def config_text(config: Any) -> str:
     """Return the numbers of a configuration that one chooses, short."""
     lanes = getattr(config, "dsp_lanes", None)  # to delete once every configuration has it
-    split = "" if lanes is None or lanes >= config.ti else f" ({lanes} DSP)"
+    split = "" if lanes is None or lanes >= config.ti else f" ({lanes})"
     return (
-        f"{config.tn} x {config.ti} x {config.tp}{split}, {config.scratchpad_banks} x "
+        f"{config.tn}x{config.ti}x{config.tp}{split}, {config.scratchpad_banks}x"
         f"{config.scratchpad_bank_words}, {config.synapse_rows}, {config.tap_entries}"
     )
 

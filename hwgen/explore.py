@@ -290,7 +290,8 @@ class _Costs:
         whole = text[: text.rfind("\n") + 1]
         for line in whole.splitlines():
             data = json.loads(line)
-            self.known[data.pop("config")] = Cost(**data)
+            key = data.pop("config")
+            self.known[key] = Cost(**data)
         if self.path is not None and whole != text:
             self.path.write_text(whole, encoding="utf-8")
 
