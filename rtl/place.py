@@ -231,8 +231,10 @@ def _follow(progress: Progress | None) -> Callable[[str], None] | None:
     def line(text: str) -> None:
         if match := re.match(r"Info: +(Packing|Placing|Routing|Running|at iteration) ?(.*)", text):
             progress(" ".join(match.groups()).rstrip(". ")[:70])
-        elif match := re.match(r"Info: +(\d+) \| +\d+ +\d+ \|.*\| +(\d+)\|", text):
-            progress("{} routing steps, {} arcs left".format(*match.groups()))
+        elif match := re.match(r"Info: +iter=(\d+) wires=\d+ overused=(\d+)", text):
+            progress("routing, round {}: {} wires taken twice".format(*match.groups()))
+        elif match := re.match(r"Info: +(\d+) \| .*\| +(\d+) +\d+ *\|? *(\d*)", text):
+            progress(f"routing, {match.group(1)} steps")
 
     return line
 
