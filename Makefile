@@ -3,7 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator clean
+.PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator bench-place \
+	resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
@@ -55,11 +56,20 @@ format: setup  ## rewrite the code as lint wants it
 	@.venv/bin/ruff check -q --fix-only .
 	@.venv/bin/ruff format .
 
-bench: bench-accelerator  ## every benchmark
+bench: bench-accelerator bench-place  ## every benchmark
 
 DATA ?=
 bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DATA=FOLDER of weights
 	@.venv/bin/python -m benchmarks.accelerator $(if $(DATA),--data $(DATA))
+
+bench-place: setup  ## place and route the open board (ECP5); ten minutes
+	@.venv/bin/shears place --board ulx3s-85f --json benchmarks/results/place.json
+
+resources: setup  ## synthesise pynq-z2's default and record what it takes; a quarter of an hour
+	@.venv/bin/shears resources --board pynq-z2 --record benchmarks/results/resources.json
+
+calibrate: setup  ## synthesise small configurations and fit the model of resources to them; an hour
+	@.venv/bin/python -m benchmarks.calibrate
 
 clean:  ## remove what was built; .venv stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

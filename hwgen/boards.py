@@ -18,9 +18,20 @@ else:
 _FOLDERS = (Path(__file__).parent / "_boards", Path(__file__).parents[1] / "boards")
 
 
+#: What a budget's kinds are in each family that the tools of `rtl` know.
+FAMILIES = {
+    "xc7": {"dsp": "DSP48E1", "bram36": "RAMB36E1", "lut": "LUT6", "ff": "flip-flop"},
+    "ecp5": {"dsp": "MULT18X18D", "bram36": "two EBR", "lut": "LUT4", "ff": "flip-flop"},
+}
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Resources of the device: counts of DSP slices, 36 Kbit block RAMs, LUTs, flip-flops."""
+    """Resources of the device: multipliers, block RAMs of 36 Kbit, LUTs, flip-flops.
+
+    `FAMILIES` says what each is in the board's family. `bram36` is one unit in all of them: a
+    family whose block RAMs have 18 Kbit (ECP5's EBR) has half as many.
+    """
 
     dsp: int
     bram36: int
@@ -29,8 +40,22 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class OpenFlow:
+    """How a board of flow ``open`` is placed: nextpnr's names of the device, pins as LPF text."""
+
+    device: str
+    package: str
+    speed: int
+    constraints: str
+
+
+@dataclass(frozen=True)
 class Board:
-    """A board: its device, clock, memory, register address and default configuration."""
+    """A board: its device, clock, memory, register address and default configuration.
+
+    `oscillator_hz` is 0 where the clock comes from a processor. `open_flow` is None unless the
+    board's flow is ``open``.
+    """
 
     key: str
     name: str
@@ -45,6 +70,8 @@ class Board:
     read_latency_cycles: int
     register_address: int
     config: AcceleratorConfig
+    oscillator_hz: int = 0
+    open_flow: OpenFlow | None = None
 
 
 class BoardError(ValueError):
@@ -72,16 +99,18 @@ def load_board(name: str | Path) -> Board:
         raise BoardError(f"board must be one of {board_names()} or a .toml file, not {name!r}")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _board(path.stem, data)
+        return _board(path, data)
     except KeyError as error:
         raise BoardError(f"{path} has no entry {error}; compare it with pynq-z2.toml") from error
     except (ValueError, TypeError) as error:
         raise BoardError(f"{path}: {error}") from error
 
 
-def _board(key: str, data: dict[str, Any]) -> Board:
+def _board(path: Path, data: dict[str, Any]) -> Board:
+    if data["family"] not in FAMILIES:
+        raise ValueError(f"family must be one of {sorted(FAMILIES)}, not {data['family']!r}")
     return Board(
-        key=key,
+        key=path.stem,
         name=data["name"],
         vendor=data["vendor"],
         part=data["part"],
@@ -94,4 +123,18 @@ def _board(key: str, data: dict[str, Any]) -> Board:
         read_latency_cycles=data["memory"]["read_latency_cycles"],
         register_address=data["address"]["registers"],
         config=AcceleratorConfig.from_dict(data["accelerator"]),
+        oscillator_hz=data["clock"].get("oscillator_hz", 0),
+        open_flow=_open_flow(path, data["open"]) if data["flow"] == "open" else None,
+    )
+
+
+def _open_flow(path: Path, data: dict[str, Any]) -> OpenFlow:
+    pins = path.with_name(data["constraints"])
+    if not pins.is_file():
+        raise ValueError(f"open.constraints must be a file beside {path}, not {pins.name!r}")
+    return OpenFlow(
+        device=data["device"],
+        package=data["package"],
+        speed=data["speed"],
+        constraints=pins.read_text(encoding="utf-8"),
     )

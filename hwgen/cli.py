@@ -17,6 +17,9 @@ from hwgen.arch.files import write_json
 
 Report = dict[str, Any]
 
+#: Kinds of a board's budget, in the order of the tables.
+_KINDS = ("dsp", "bram36", "lut", "ff")
+
 
 class UsageError(ValueError):
     """The command line asks for something that does not exist; the message says what does."""
@@ -96,6 +99,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--limit", type=float, default=85, help="percent of a resource to use at most")
     sub.add_argument("--cache", type=Path, default=Path("build/resources"))
+    sub.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write the result to FILE with what stood there before as `previous`",
+    )
+
+    sub = verb("place", _place)
+    sub.add_argument("--board", default="ulx3s-85f", help="board name or TOML file, flow 'open'")
+    sub.add_argument("--seed", type=int, default=1, help="of the placer")
+    sub.add_argument("--mhz", type=float, help="clock to aim at; the board's if not given")
+    sub.add_argument(
+        "--out", type=Path, default=Path("build/shears.bit"), help="bitstream to write"
+    )
+    sub.add_argument("--cache", type=Path, default=Path("build/place"))
+
+    sub = verb("explore", _explore)
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument(
+        "--network",
+        action="append",
+        required=True,
+        metavar="NETWORK",
+        help="resnet8, resnet20, mobilenet_v1, ... (random weights), FILE.py:NAME, "
+        "package.module:NAME or FILE.onnx; more than one is costed together",
+    )
+    sub.add_argument("--input", default="3x32x32", metavar="CxHxW", help="not for FILE.onnx")
+    sub.add_argument("--limit", type=float, default=85, help="percent of a resource to use at most")
+    sub.add_argument("--rows", type=int, default=24, help="rows of the table; --json has all")
+    sub.add_argument("--seed", type=int, default=0, help="of random weights and pictures")
+    sub.add_argument("--cache", type=Path, default=Path("build/explore"))
 
     sub = verb("disassemble", _disassemble)
     sub.add_argument("bundle", type=Path)
@@ -341,37 +375,191 @@ def _emit(arguments: argparse.Namespace) -> Report:
 
 def _resources(arguments: argparse.Namespace) -> Report:
     """Estimate with Yosys what a board's configuration takes of its FPGA, block by block."""
-    from rich.console import Console
-
     from hwgen.boards import load_board
-    from rtl.resources import estimate_resources
+    from rtl.resources import estimate_resources, record
 
     board = load_board(arguments.board)
-    with Console(stderr=True).status("Yosys synthesises the whole top; minutes") as status:
+    with _errors().status("Yosys synthesises the whole top; minutes") as status:
         found = estimate_resources(
             board.config,
             board.family,
             cache_dir=arguments.cache,
             progress=lambda step: status.update(f"Yosys: {step}"),
         )
-    kinds = ("dsp", "bram36", "lut", "ff")
-    budget = {kind: getattr(board.budget, kind) for kind in kinds}
-    percent = {kind: 100 * getattr(found, kind) / budget[kind] for kind in kinds}
-    rows = [(name, *(f"{getattr(b, k):,}" for k in kinds)) for name, b in found.per_block.items()]
-    rows.append(("used", *(f"{getattr(found, kind):,}" for kind in kinds)))
-    rows.append((board.part, *(f"{budget[kind]:,}" for kind in kinds)))
-    rows.append(("percent", *(f"{percent[kind]:.1f}" for kind in kinds)))
-    _table(f"{board.name}: estimates of {found.yosys}", ("block", *kinds), rows)
+    budget = {kind: getattr(board.budget, kind) for kind in _KINDS}
+    percent = {kind: 100 * getattr(found, kind) / budget[kind] for kind in _KINDS}
+    rows = [(name, *(f"{getattr(b, k):,}" for k in _KINDS)) for name, b in found.per_block.items()]
+    rows.append(("used", *(f"{getattr(found, kind):,}" for kind in _KINDS)))
+    rows.append((board.part, *(f"{budget[kind]:,}" for kind in _KINDS)))
+    rows.append(("percent", *(f"{percent[kind]:.1f}" for kind in _KINDS)))
+    _table(f"{board.name}: estimates of {found.yosys}", ("block", *_KINDS), rows)
     print(f"{found.lutram:,} of the LUTs are memory; {len(found.warnings)} unexplained warnings")
     for warning in found.warnings:
         print(f"  {warning}")
-    over = [f"{percent[k]:.1f} % of {k}" for k in kinds if percent[k] > arguments.limit]
+    report = {
+        "what": "estimates of Yosys, not a vendor's report; docs/decisions.md, section Resources",
+        "run": f"shears resources --board {board.key}",
+        **found.to_dict(),
+        "board": board.key,
+        "config": board.config.to_dict(),
+        "config_digest": f"{board.config.digest():016x}",
+        "limit_percent": arguments.limit,
+        "budget": budget,
+        "percent": percent,
+    }
+    if arguments.record:
+        report["run"] += f" --record {arguments.record}"
+        write_json(arguments.record, record(report, arguments.record))
+    over = [f"{percent[k]:.1f} % of {k}" for k in _KINDS if percent[k] > arguments.limit]
     if over:
         raise RuntimeError(
             f"{board.key} takes {', '.join(over)}, more than {arguments.limit:g} %, as Yosys "
             "estimates; try a smaller array or shallower buffers"
         )
-    return {**found.to_dict(), "board": board.key, "budget": budget, "percent": percent}
+    return report
+
+
+def _place(arguments: argparse.Namespace) -> Report:
+    """Place and route a board's configuration with open tools: clock, paths, bitstream."""
+    from hwgen.boards import load_board
+    from rtl.place import Target, place_and_route
+
+    board = load_board(arguments.board)
+    if board.open_flow is None:
+        raise UsageError(
+            f"board must have the flow 'open', not {board.flow!r}; try ulx3s-85f, or "
+            "shears resources for what this one takes"
+        )
+    target = Target(**vars(board.open_flow))
+    hertz = round(arguments.mhz * 1e6) if arguments.mhz else board.accelerator_hz
+    with _errors().status("Yosys, nextpnr and ecppack; minutes") as status:
+        found = place_and_route(
+            board.config,
+            target,
+            hertz,
+            seed=arguments.seed,
+            bitstream=arguments.out,
+            cache_dir=arguments.cache,
+            progress=lambda step: status.update(f"{board.key}: {step}"),
+        )
+    used = [
+        (kind, f"{found.used[kind]:,g}", f"{found.available[kind]:,g}", f"{percent:.1f}")
+        for kind in _KINDS
+        for percent in [100 * found.used[kind] / found.available[kind]]
+    ]
+    _table(f"{board.name}: {config_text(board.config)}", (board.part, "used", "of", "%"), used)
+    for clock, mhz in found.fmax_mhz.items():
+        print(f"{clock}: {mhz:.1f} MHz, aimed at {found.target_mhz:g}")
+    for path in found.critical_paths:
+        wires = 100 * path.routing_nanoseconds / path.nanoseconds
+        print(f"  {path.nanoseconds:.2f} ns, {wires:.0f} % wires: {' -> '.join(path.blocks)}")
+        print(f"  from {path.hops[0].cell} to {path.hops[-1].cell}")
+    print(f"{arguments.out}: {found.bitstream_bytes:,} bytes")
+    if found.mhz < found.target_mhz:
+        raise RuntimeError(
+            f"{board.key} reaches {found.mhz:.1f} MHz, less than the {found.target_mhz:g} aimed "
+            "at; try another --seed, or a lower accelerator_hz in the board's file"
+        )
+    return {
+        "what": "placed and routed with open tools; docs/decisions.md, section Place and route",
+        "run": f"shears place --board {board.key} --seed {arguments.seed}"
+        + (f" --mhz {arguments.mhz:g}" if arguments.mhz else "")
+        + " --json FILE",
+        "board": board.key,
+        "config": board.config.to_dict(),
+        **found.to_dict(),
+    }
+
+
+def _explore(arguments: argparse.Namespace) -> Report:
+    """List the configurations that no other beats for a network on a board."""
+    import re
+    import shlex
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from hwgen.boards import load_board
+    from hwgen.explore import explore, named_model, random_network
+    from rtl.resource_model import predict_resources, worst_error
+
+    board = load_board(arguments.board)
+    if not re.fullmatch(r"\d+x\d+x\d+", arguments.input):
+        raise UsageError(f"--input must be CxHxW, for example 3x32x32, not {arguments.input!r}")
+    channels, height, width = map(int, arguments.input.split("x"))
+    networks = {}
+    for text in arguments.network:
+        if Path(text).is_dir():
+            raise UsageError(f"{text} is a bundle, compiled already; give the network it came from")
+        plain = ":" not in text and not text.endswith(".onnx")
+        model = named_model(text, arguments.seed) if plain else _load_model(text, None)
+        networks[text] = random_network(model, (channels, height, width), arguments.seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors()) as bar:
+        task = bar.add_task("explore")
+        found = explore(
+            networks,
+            board,
+            lambda config: vars(predict_resources(config, board.family)),
+            limit_percent=arguments.limit,
+            cache_dir=arguments.cache,
+            progress=lambda done, total, config: bar.update(
+                task, completed=done, total=total, description=config_text(config)
+            ),
+        )
+    front = found.front
+    shown = front[: arguments.rows]
+    rows = []
+    for candidate in shown:
+        marks = ["best"] * (candidate is front[0])
+        marks += ["default"] * (candidate.config == board.config)
+        costs = candidate.costs.values()
+        rows.append(
+            (
+                config_text(candidate.config).split(", ")[0],
+                " ".join(marks),
+                " ".join(config_text(candidate.config).split(", ")[1:]),
+                *(f"{cost.cycles:,}" for cost in costs),
+                *(f"{candidate.used[kind]:,g}" for kind in ("dsp", "bram36", "lut")),
+                *(f"{cost.bytes_per_frame:,}" for cost in costs),
+                *(f"{cost.bytes_per_cycle:.2f}" for cost in costs),
+            )
+        )
+    each = list(networks) if len(networks) > 1 else [""]
+    heads = [*(f"{name} cycles".strip() for name in each), "DSP", "BRAM36", "LUT"]
+    heads += [
+        *(f"{name} DDR bytes".strip() for name in each),
+        *(f"{n} B/cycle".strip() for n in each),
+    ]
+    tried, misfits = len(found.candidates), sum(not c.fits for c in found.candidates)
+    _table(
+        f"{board.name}: {len(front)} of {tried} configurations are on the front",
+        ("array", "", "banks, SB, taps", *heads),
+        rows,
+    )
+    error = worst_error(board.family)
+    print(
+        f"{misfits} had no room for a network, {found.beyond_budget} none on the board "
+        f"({arguments.limit:g} %); {found.cached} costs read from {arguments.cache}. LUT and FF "
+        f"are predicted, within {error['lut']:g} and {error['ff']:g} % where it was checked."
+    )
+    if not any(candidate.config == board.config for candidate in front):
+        default = found.default
+        reasons = [cost.refused for cost in default.costs.values() if cost.refused]
+        print(
+            f"the board's default, {config_text(board.config)}, is not on the front: "
+            + (reasons[0] if reasons else f"{default.cycles:,.0f} cycles, beaten in everything")
+        )
+    return {
+        "run": f"shears explore --board {board.key} "
+        + " ".join(f"--network {shlex.quote(text)}" for text in arguments.network)
+        + f" --input {arguments.input} --limit {arguments.limit:g} --seed {arguments.seed}",
+        "board": board.key,
+        "predicted_error_percent": error,
+        "default": found.default.to_dict(),
+        "front": [candidate.to_dict() for candidate in front],
+        "candidates": [candidate.to_dict() for candidate in found.candidates],
+        "beyond_budget": found.beyond_budget,
+    }
 
 
 def _disassemble(arguments: argparse.Namespace) -> Report:
@@ -425,6 +613,22 @@ def _demo(arguments: argparse.Namespace) -> Report:
     from sim.demo import run_demo
 
     return run_demo(arguments.out, seed=arguments.seed, frames=arguments.frames)
+
+
+def config_text(config: Any) -> str:
+    """Return the numbers of a configuration that one chooses, short."""
+    split = "" if config.dsp_lanes >= config.ti else f" ({config.dsp_lanes})"
+    return (
+        f"{config.tn}x{config.ti}x{config.tp}{split}, {config.scratchpad_banks}x"
+        f"{config.scratchpad_bank_words}, {config.synapse_rows}, {config.tap_entries}"
+    )
+
+
+def _errors() -> Any:
+    """Return a console on standard error, where progress goes."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def _table(

