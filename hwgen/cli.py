@@ -388,11 +388,18 @@ def _resources(arguments: argparse.Namespace) -> Report:
         )
     budget = {kind: getattr(board.budget, kind) for kind in _KINDS}
     percent = {kind: 100 * getattr(found, kind) / budget[kind] for kind in _KINDS}
-    rows = [(name, *(f"{getattr(b, k):,}" for k in _KINDS)) for name, b in found.per_block.items()]
-    rows.append(("used", *(f"{getattr(found, kind):,}" for kind in _KINDS)))
-    rows.append((board.part, *(f"{budget[kind]:,}" for kind in _KINDS)))
-    rows.append(("percent", *(f"{percent[kind]:.1f}" for kind in _KINDS)))
-    _table(f"{board.name}: estimates of {found.yosys}", ("block", *_KINDS), rows)
+    slowest = {name: f"{ns:.2f}" for name, ns in found.logic_ns.items()}
+    rows = [
+        (name, *(f"{getattr(b, k):,}" for k in _KINDS), slowest.get(name, ""))
+        for name, b in found.per_block.items()
+    ]
+    worst = f"{max(found.logic_ns.values()):.2f}" if found.logic_ns else ""
+    rows.append(("used", *(f"{getattr(found, kind):,}" for kind in _KINDS), worst))
+    period = f"{1e9 / board.accelerator_hz:.2f}"
+    rows.append((board.part, *(f"{budget[kind]:,}" for kind in _KINDS), period))
+    rows.append(("percent", *(f"{percent[kind]:.1f}" for kind in _KINDS), ""))
+    title = f"{board.name}: estimates of {found.yosys}; delays without wires"
+    _table(title, ("block", *_KINDS, "logic ns"), rows)
     print(f"{found.lutram:,} of the LUTs are memory; {len(found.warnings)} unexplained warnings")
     for warning in found.warnings:
         print(f"  {warning}")

@@ -39,7 +39,9 @@ class InputAddresses(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build an adder for the address and one a coordinate for each pixel."""
         m = Module()
-        at, issue, words = Pipeline(m).at, self.issue, self.config.scratchpad_words
+        # Flip-flops: a shift register's output is late, and comparisons follow.
+        at = Pipeline(m, shift_registers=False).at
+        issue, words = self.issue, self.config.scratchpad_words
         fields = issue.fields
         step, y = Signal(), Signal(signed(POSITION_BITS))
         height, width = Signal(12), Signal(12)

@@ -92,11 +92,17 @@ class Usage:
 class Resources(Usage):
     """The whole top's usage, that of each block, and how it was found.
 
+    `logic_ns` is each block's slowest path between registers in the delays of cells alone (LUTs,
+    carry chains, shift registers and block RAMs, as Yosys has them for the family; no wires, no
+    set-up of the flip-flop behind): on an FPGA wires take about as much again. Empty for families
+    that Yosys has no delays of.
+
     `warnings` are those of Yosys that `SYNTHESIS_WAIVERS` does not explain, `waived` the patterns
     of those that it does.
     """
 
     per_block: dict[str, Usage] = field(default_factory=dict)
+    logic_ns: dict[str, float] = field(default_factory=dict)
     verilog_sha256: str = ""
     yosys: str = ""
     command: str = ""
@@ -146,10 +152,13 @@ def estimate_resources(
         with tempfile.TemporaryDirectory(prefix="shears-") as folder:
             found = synthesise(verilog, script, Path(folder), progress)
             statistics = json.loads(Path(folder, "stat.json").read_text(encoding="utf-8"))
+            timing = Path(folder, "timing.txt")
+            delays = timing.read_text(encoding="utf-8") if timing.is_file() else ""
         blocks = parse_statistics(statistics)
         result = Resources(
             **asdict(sum(blocks.values(), Usage())),
             per_block=blocks,
+            logic_ns=parse_timing(delays),
             verilog_sha256=verilog_digest(verilog),
             yosys=version,
             command="; ".join(line for line in script.splitlines() if "synth_" in line),
@@ -233,6 +242,21 @@ def verilog_digest(verilog: str) -> str:
     return hashlib.sha256(verilog.encode()).hexdigest()
 
 
+#: Cells with their delays in place of empty ones, and each module's slowest path.
+_TIMING = {
+    "xc7": "read_verilog -specify -lib +/xilinx/cells_sim.v\ntee -q -o timing.txt sta\n",
+}
+
+
+def parse_timing(text: str) -> dict[str, float]:
+    """Return each block's slowest path in ns from what `sta` prints; none from nothing."""
+    found: dict[str, float] = {}
+    for module, picoseconds in re.findall(r"Latest arrival time in '\\?(\S+?)' is (\d+)", text):
+        block = block_name(module) or "top"
+        found[block] = max(found.get(block, 0.0), int(picoseconds) / 1000)
+    return dict(sorted(found.items()))
+
+
 def synthesis_script(verilog: str, family: str) -> str:
     """Return the Yosys script that synthesises `shears.v` and writes `stat.json`.
 
@@ -251,7 +275,7 @@ def synthesis_script(verilog: str, family: str) -> str:
         f"read_verilog shears.v\nhierarchy -check -top {TOP_NAME}\n"
         f"setattr -mod -set keep_hierarchy 1 {kept}\n"
         f"{synthesis} begin:map_luts\nrename -hide w:*\n{synthesis} map_luts:\n"
-        "check -mapped\ntee -q -o stat.json stat -json\n"
+        "check -mapped\ntee -q -o stat.json stat -json\n" + _TIMING.get(family, "")
     )
 
 

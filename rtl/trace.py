@@ -64,7 +64,7 @@ class Trace(wiring.Component):
     """
 
     LATENCY = 2
-    WRITE_CYCLES = 7
+    WRITE_CYCLES = 9
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.entries = config.trace_entries
@@ -109,22 +109,25 @@ class Trace(wiring.Component):
             with m.If(chosen):
                 m.d.sync += record.eq(done)
 
-        # The cycle after: into the buffer, where it belongs there.
-        offset = Signal(INDEX_BITS + 1)
+        # A cycle on: where it lies in the window. And on: into the buffer, if it belongs there.
+        offset, kept = Signal(INDEX_BITS + 1, reset_less=True), Signal(RECORD, reset_less=True)
+        kept_valid = Signal()
+        m.d.sync += [offset.eq(record.index - self.first), kept.eq(record), kept_valid.eq(valid)]
         address_bits = (self.entries - 1).bit_length()
         inside, behind = Signal(), Signal()
         m.d.comb += [
-            offset.eq(record.index - self.first),
-            inside.eq(valid & ~offset[address_bits:].any()),
-            behind.eq(valid & ~offset[-1] & offset[address_bits:].any()),
+            inside.eq(kept_valid & ~offset[address_bits:].any()),
+            behind.eq(kept_valid & ~offset[-1] & offset[address_bits:].any()),
             writer.addr.eq(self.count),
-            writer.data.eq(record),
+            writer.data.eq(kept),
             writer.en.eq(inside),
         ]
         lost = [overrun for _, _, _, overrun in ended.values()]
+        dropping = Signal(range(len(lost) + 2))
         m.d.sync += [
             self.count.eq(self.count + inside),
-            self.dropped.eq(self.dropped + reduce(add, lost, behind)),
+            dropping.eq(reduce(add, lost, behind)),
+            self.dropped.eq(self.dropped + dropping),
         ]
         return outer
 

@@ -22,6 +22,7 @@ from rtl.resources import (
     complaints,
     estimate_resources,
     parse_statistics,
+    parse_timing,
     record,
     verilog_digest,
 )
@@ -61,6 +62,17 @@ def test_statistics_are_summed_by_block() -> None:
         "load": Usage(bram36=2.5, lut=15, lutram=14),
         "top": Usage(lut=3, ff=1),
     }
+
+
+def test_delays_are_found() -> None:
+    """Each block's slowest path, in ns; a module below a block counts for it."""
+    text = """
+Latest arrival time in 'shears.accelerator.load$7' is 2665:
+Latest arrival time in '\\shears.accelerator.compute.array' is 1310:
+Latest arrival time in 'shears' is 127:
+"""
+    assert parse_timing(text) == {"compute.array": 1.31, "load": 2.665, "top": 0.127}
+    assert parse_timing("") == {}
 
 
 def test_unknown_cell_is_refused() -> None:
