@@ -32,6 +32,7 @@ from benchmarks.networks import NETWORKS, Network, pictures, quantized
 from hwgen.arch import Bundle, MemoryTiming, estimate
 from hwgen.arch.files import replacing, write_json
 from hwgen.arch.isa import BEAT_BYTES
+from hwgen.arch.trace import Profile
 from hwgen.backends import program
 from hwgen.boards import Board, load_board
 from hwgen.ir import evaluate_integer
@@ -226,7 +227,7 @@ def _row(
     }
 
 
-def depthwise(bundle: Bundle, profile: host.Profile, board: Board) -> list[dict[str, Any]]:
+def depthwise(bundle: Bundle, profile: Profile, board: Board) -> list[dict[str, Any]]:
     """Measure each depthwise layer in the trace, against the steps that its shape takes at best.
 
     A layer's cycles run from the end of the layer before to its own end, and its bound is taps x

@@ -52,7 +52,7 @@ def lower_kernels_to_half(model: nn.Module) -> nn.Module:
     pixels of a step. Weights outside of the smaller kernel become zero, which is all that the
     compiler needs.
     """
-    groups = []
+    groups: list[tuple[float, int, nn.Conv2d, int]] = []
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.in_channels > 3:
             for first in range(0, layer.out_channels, 16):
