@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -39,8 +39,10 @@ class Control(wiring.Component):
       is high in the cycle before RUN, and in RESET: what is known of the last run is forgotten.
     - END waits for instructions fetched beyond END to be drained; then DONE and its event. A bus
       that never delivers them is NO_PROGRESS of the dispatcher, at the instruction behind END.
-    - The first error is kept. STOP waits for the bus to drain (at most WATCHDOG cycles
-      without a beat, for a bus that never answers); then ERROR and its event.
+    - An error that is reported in RUN counts in the cycle after, also if the run has just finished.
+      The first one is kept; of several in one cycle, the first queue's. STOP waits for the bus to
+      drain (at most WATCHDOG cycles without a beat, for a bus that never answers); then ERROR and
+      its event.
     - A soft reset goes to RESET until the bus is drained, and forgets flags, error and counters.
       IRQ_STATUS keeps its events.
 
@@ -85,22 +87,26 @@ class Control(wiring.Component):
         failed, code = Signal(), Signal(range(max(ErrorCode) + 1))
         queue, index = Signal(2), Signal(INDEX_BITS)
         expired = Signal()
-        m.d.comb += [  # the weakest first: a later assignment wins
-            failed.eq(expired),
-            code.eq(ErrorCode.NO_PROGRESS),
-            queue.eq(self.oldest_queue),
-            index.eq(self.oldest_index),
-        ]
-        for number, name in reversed(tuple(enumerate(QUEUE_NAMES))):
-            report = getattr(self, f"{name}_error")
+        # The reports come out of the engines' comparisons: a register, before they stop anything.
+        reported, kept_code = Signal(), Signal.like(code, reset_less=True)
+        kept_queue = Signal.like(queue, reset_less=True)
+        kept_index = Signal.like(index, reset_less=True)
+        reports = [getattr(self, f"{name}_error") for name in QUEUE_NAMES]
+        m.d.sync += reported.eq(Cat(report.valid for report in reports).any() & ~self.halt)
+        for number, report in reversed(tuple(enumerate(reports))):
             where = self.dispatcher_error_queue if number == _DISPATCHER else number
-            with m.If(report.valid):
-                m.d.comb += [
-                    failed.eq(1),
-                    code.eq(report.code),
-                    queue.eq(where),
-                    index.eq(report.index),
+            with m.If(report.valid):  # a later assignment wins
+                m.d.sync += [
+                    kept_code.eq(report.code),
+                    kept_queue.eq(where),
+                    kept_index.eq(report.index),
                 ]
+        m.d.comb += [
+            failed.eq(reported | expired),
+            code.eq(Mux(reported, kept_code, ErrorCode.NO_PROGRESS)),
+            queue.eq(Mux(reported, kept_queue, self.oldest_queue)),
+            index.eq(Mux(reported, kept_index, self.oldest_index)),
+        ]
 
         done, error = Signal(), Signal()
         clear, keep = self.clear, Signal()
@@ -121,7 +127,10 @@ class Control(wiring.Component):
                     m.next = "END"
                 self._obey_soft_reset(m)
             with m.State("END"):
-                with m.If(self.bus_idle):
+                with m.If(reported):
+                    m.d.comb += keep.eq(1)
+                    m.next = "STOP"
+                with m.Elif(self.bus_idle):
                     m.d.comb += self.irq_status_set.done.eq(1)
                     m.d.sync += done.eq(1)
                     m.next = "IDLE"

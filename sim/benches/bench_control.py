@@ -30,6 +30,7 @@ class Model:
         self.state = "IDLE"
         self.done = self.error = False
         self.report: tuple[int, int, int] = (ErrorCode.NONE, 0, 0)
+        self.reported: tuple[int, int, int] | None = None  # in the cycle before, while running
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.quiet = 0  # cycles without progress before this one
         self.events = (False, False)
@@ -45,27 +46,28 @@ class Model:
         """Advance by a cycle with these inputs; `errors` maps a queue to (code, index)."""
         # The comparison is a cycle late.
         expired = self.watchdog > 0 and self.quiet > self.watchdog
-        first = None
-        if errors:
+        drained, state, reported = inputs["bus_idle"], self.state, self.reported
+        first = reported or ((ErrorCode.NO_PROGRESS, *oldest) if expired else None)
+        self.reported = None
+        if errors and state == "RUN":
             queue = min(errors)
             code, index = errors[queue]
-            first = (code, inputs["dispatcher_error_queue"] if queue == 3 else queue, index)
-        elif expired:
-            first = (ErrorCode.NO_PROGRESS, *oldest)
+            where = inputs["dispatcher_error_queue"] if queue == 3 else queue
+            self.reported = (code, where, index)
 
-        drained, state = inputs["bus_idle"], self.state
         behind_end = self.counters["INSTRUCTIONS"] % (1 << INDEX_BITS)
         if self.active:
             for name, (event, worth) in COUNTED.items():
                 self.counters[name] += worth * (event == "active" or inputs[event])
-        done = state == "END" and drained
+        done = state == "END" and drained and not reported
         stopped = state == "STOP" and (drained or expired)
         self.done, self.error = self.done or bool(done), self.error or bool(stopped)
         clear = state == "RESET"
         following = state
         if state == "IDLE" and inputs["start"] and drained:
             clear, following = True, "RUN"
-        elif state == "RUN" and first:
+        elif state == "RUN" and first or state == "END" and reported:
+            assert first
             self.report, following = first, "STOP"
         elif state == "END" and not drained and expired:
             self.report, following = (ErrorCode.NO_PROGRESS, 3, behind_end), "STOP"
@@ -87,7 +89,8 @@ class Model:
         """Return the events of this cycle: done, error."""
         expired = self.watchdog > 0 and self.quiet > self.watchdog
         drained = bool(inputs["bus_idle"])
-        return self.state == "END" and drained, self.state == "STOP" and (drained or expired)
+        ends = self.state == "END" and drained and not self.reported
+        return ends, self.state == "STOP" and (drained or expired)
 
 
 class Bench:
@@ -220,10 +223,24 @@ async def first_error_wins(dut: Any) -> None:
         errors = {q: (2 + q, 100 + q) for q in range(4) if mask >> q & 1}
         await bench.cycle({}, start=1, bus_idle=1)
         await bench.cycle({}, step=1)
-        await bench.cycle(errors, finished=1)
+        await bench.cycle(errors)
+        await bench.cycle({0: (9, 9)}, finished=1)
         first = min(errors)
         assert bench.model.report[::2] == (2 + first, 100 + first)
         for late in range(4):
             await bench.cycle({late: (9, 9)})
         await bench.cycle({}, bus_idle=1)
         assert bench.model.state == "IDLE" and bench.model.error
+
+
+@cocotb.test()
+async def an_error_of_the_last_cycle_counts(dut: Any) -> None:
+    """End a run with the error that was reported in the cycle in which it finished."""
+    bench = Bench(dut, random.Random(SEED), 0)
+    await bench.start()
+    await bench.cycle({}, start=1, bus_idle=1)
+    await bench.cycle({2: (5, 7)}, finished=1)
+    await bench.cycle({}, bus_idle=1)
+    assert bench.model.state == "STOP" and bench.model.report == (5, 2, 7)
+    await bench.cycle({}, bus_idle=1)
+    assert bench.model.error and not bench.model.done
