@@ -147,12 +147,13 @@ def test_accumulators_hand_over_while_the_next_pixel_starts(tp):
     async def bench(ctx):
         for n in range(4):
             ctx.set(dut.parameters[n].bias, 5)
-        for cycle in range(len(steps) + dut.LATENCY + tp):
-            first, last = steps[cycle] if cycle < len(steps) else (False, False)
-            ctx.set(dut.first, int(first))
-            ctx.set(dut.last, int(last))
-            ctx.set(dut.dense, cycle % 2)
-            term = terms[min(cycle, len(steps) - 1)].tolist()
+        for cycle in range(-dut.LEAD, len(steps) + dut.LATENCY + tp):
+            ahead = cycle + dut.LEAD
+            ctx.set(dut.step, int(ahead < len(steps)))
+            ctx.set(dut.first, int(ahead < len(steps) and steps[ahead][0]))
+            ctx.set(dut.dense, ahead % 2)
+            ctx.set(dut.last, int(0 <= cycle < len(steps) and steps[cycle][1]))
+            term = terms[max(0, min(cycle, len(steps) - 1))].tolist()
             ctx.set(dut.trees if cycle % 2 else dut.lanes, term)
             if cycle in expected:
                 got[cycle] = [ctx.get(dut.sums[n]) for n in range(4)]
