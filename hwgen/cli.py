@@ -222,7 +222,7 @@ def _estimate(arguments: argparse.Namespace) -> Report:
                 "kind": record.kind,
                 "macs": record.macs,
                 "cycles": cycles,
-                "mac_utilisation": record.macs / peak,
+                "mac_utilisation": record.useful_macs / peak,
             }
         )
     _table(

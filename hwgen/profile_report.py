@@ -48,7 +48,8 @@ class LayerRow:
 
     `bytes` are those of the LOADs that feed it and of the STOREs of its results; together with
     the instructions', they add up to BYTES_READ and BYTES_WRITTEN. `macs_busy` is the share of
-    the array's multiply-accumulates that were the layer's.
+    the array's multiply-accumulates that were the layer's, those not counted that see padding
+    above or below a map.
     """
 
     layer: str
@@ -106,7 +107,7 @@ def layer_rows(bundle: Bundle, profile: Profile) -> list[LayerRow]:
     for name in dict.fromkeys(slot.record.layer for slot in slots):
         mine = [slot for slot in slots if slot.record.layer == name]
         layer = known.get(name) if name is not None else None
-        cycles, macs = sum(slot.cycles for slot in mine), layer.macs if layer else 0
+        cycles, macs = sum(slot.cycles for slot in mine), layer.useful_macs if layer else 0
         rows.append(
             LayerRow(
                 layer=BETWEEN if name is None else name,

@@ -135,6 +135,11 @@ class LayerRecord:
     steps: int
     output_shape: tuple[int, int, int]
 
+    @property
+    def useful_macs(self) -> int:
+        """Multiply-accumulates of one image that see the map and not padding above or below it."""
+        return self.macs - self.padding_macs
+
 
 @dataclass(frozen=True)
 class Bundle:
