@@ -23,8 +23,8 @@ from hwgen.arch.bundle import BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import BEAT_BYTES, Mode
 from hwgen.ir.machine import MachineGraph, MachineLayer, TensorLayout
+from hwgen.passes.scratchpad_search import Tenant, search
 
-_SEARCH_LIMIT = 20_000
 _DDR_ALIGNMENT = 64
 _FIRST_STRIP_ROWS = 2
 #: A strip of the picture may be this much taller than the one that computes while it is loaded.
@@ -173,22 +173,6 @@ def place(
             spilled.add(max(here or resident, key=lambda tensor: tensor.words).name)
 
 
-@dataclass
-class _Tensor:
-    """A map or a strip buffer to place: alive from layer `birth` to layer `death`, inclusive."""
-
-    name: str
-    words: int
-    birth: int
-    death: int
-
-    def alive_at(self, layer: int) -> bool:
-        return self.birth <= layer <= self.death
-
-    def alive_with(self, other: _Tensor) -> bool:
-        return self.birth <= other.death and other.birth <= self.death
-
-
 class _Planner:
     """One network on one machine, tried with more and more maps spilled."""
 
@@ -205,7 +189,7 @@ class _Planner:
         self.synapse_rows = synapse_rows
         self.slots = images if layer_major else 1
 
-    def lifetimes(self, spilled: set[str]) -> list[_Tensor]:
+    def lifetimes(self, spilled: set[str]) -> list[Tenant]:
         """List the maps that stay on chip, in order of birth.
 
         The network's outputs live to the end. When images follow each other, input and outputs
@@ -214,12 +198,12 @@ class _Planner:
         graph = self.graph
         whole = self.images > 1 and not self.layer_major
         last = len(graph.layers)
-        tensors = {graph.input: _Tensor(graph.input, self._words(graph.input), -1, -1)}
+        tensors = {graph.input: Tenant(graph.input, self._words(graph.input), -1, -1)}
         for index, layer in enumerate(graph.layers):
             for name in (layer.input, layer.residual):
                 if name is not None:
                     tensors[name].death = index
-            tensors[layer.output] = _Tensor(layer.output, self._words(layer.output), index, index)
+            tensors[layer.output] = Tenant(layer.output, self._words(layer.output), index, index)
         for name in graph.outputs:
             tensors[name].death = last
         if whole:
@@ -262,12 +246,12 @@ class _Planner:
         for quick in (True, False):
             placed: dict[str, int] = {}
             apart = self._apart(spilled, quick)
-            if _search(resident, 0, placed, apart, self.config, [_SEARCH_LIMIT], downwards=False):
+            if search(resident, 0, placed, apart, self.config):
                 break
         else:
             raise _DoesNotFit(worst)
         plans: list[LayerPlan] = []
-        before: list[_Tensor] = []
+        before: list[Tenant] = []
         for index in indices:
             if index + 1 not in pairs:
                 together = [index - 1, index] if index in pairs else [index]
@@ -337,10 +321,10 @@ class _Planner:
         self,
         together: list[int],
         spilled: set[str],
-        resident: list[_Tensor],
-        before: list[_Tensor],
+        resident: list[Tenant],
+        before: list[Tenant],
         placed: dict[str, int],
-    ) -> tuple[list[LayerPlan], list[_Tensor]]:
+    ) -> tuple[list[LayerPlan], list[Tenant]]:
         """Choose the strips of a layer, or of a pair, and place their buffers; raise _DoesNotFit.
 
         Strips are as short as keeps the bus less busy than the array, so that little time is lost
@@ -358,13 +342,12 @@ class _Planner:
                     living = [t for t in resident if t.birth <= together[-1] and t.death >= first]
                     living += before if early else []
                     trial = dict(placed)
-                    if _search(
+                    if search(
                         [*living, *buffers],
                         len(living),
                         trial,
                         self._apart(spilled, quick),
                         self.config,
-                        [_SEARCH_LIMIT],
                         downwards=together[0] % 2 == 1,
                     ):
                         placed.update(trial)
@@ -413,7 +396,7 @@ class _Planner:
 
     def _buffers(
         self, together: list[int], rows: int, slots: int, spilled: set[str], early: bool
-    ) -> tuple[list[LayerPlan], list[_Tensor]]:
+    ) -> tuple[list[LayerPlan], list[Tenant]]:
         """Plan a layer, or a pair, in strips of `rows` of the last one's rows.
 
         Where `early`, what is loaded has its place while the layer before still runs.
@@ -440,7 +423,7 @@ class _Planner:
         spilled: set[str],
         interleaved: bool,
         whole: bool,
-    ) -> tuple[LayerPlan, list[_Tensor]]:
+    ) -> tuple[LayerPlan, list[Tenant]]:
         """Cut a layer into chunks and strips of `height` rows; list the buffers that it needs.
 
         Height 0 is the whole map. All groups are one chunk where `whole`.
@@ -456,7 +439,7 @@ class _Planner:
             rows = self._buffer_rows(layer, role, strips)
             used = slots if len(strips) * len(chunks) > 1 else 1
             words = self._row_words(layer, role, name, chunks) * rows * used
-            buffers.append(_Tensor(_buffer(index, role), words, index, index))
+            buffers.append(Tenant(_buffer(index, role), words, index, index))
             regions[role] = Region(0, rows, used)
         return LayerPlan(chunks, strips, regions, interleaved), buffers
 
@@ -598,65 +581,3 @@ def _buffer(index: int, role: str) -> str:
 
 def _aligned(size: int) -> int:
     return -(-size // _DDR_ALIGNMENT) * _DDR_ALIGNMENT
-
-
-def _search(
-    tensors: list[_Tensor],
-    index: int,
-    placed: dict[str, int],
-    apart: dict[str, set[str]],
-    config: AcceleratorConfig,
-    budget: list[int],
-    downwards: bool,
-) -> bool:
-    """Place tensor `index` and those after it, backtracking; `budget` bounds the tries."""
-    if index == len(tensors):
-        return True
-    tensor = tensors[index]
-    others = [t for t in tensors[:index] if t.alive_with(tensor)]
-    for address in sorted(_candidates(tensor, others, placed, config), reverse=downwards):
-        budget[0] -= 1
-        if budget[0] < 0:
-            return False
-        if _is_free(tensor, address, others, placed, apart, config):
-            placed[tensor.name] = address
-            if _search(tensors, index + 1, placed, apart, config, budget, downwards):
-                return True
-            del placed[tensor.name]
-    return False
-
-
-def _candidates(
-    tensor: _Tensor,
-    others: list[_Tensor],
-    placed: dict[str, int],
-    config: AcceleratorConfig,
-) -> list[int]:
-    """Addresses worth trying: at bank starts, and right behind or in front of living maps."""
-    bank = config.scratchpad_bank_words
-    found = {b * bank for b in range(config.scratchpad_banks)}
-    found.add(config.scratchpad_words - tensor.words)
-    for other in others:
-        found.add(placed[other.name] + other.words)
-        found.add(placed[other.name] - tensor.words)
-    return [a for a in found if 0 <= a <= config.scratchpad_words - tensor.words]
-
-
-def _is_free(
-    tensor: _Tensor,
-    address: int,
-    others: list[_Tensor],
-    placed: dict[str, int],
-    apart: dict[str, set[str]],
-    config: AcceleratorConfig,
-) -> bool:
-    end = address + tensor.words
-    for other in others:
-        start, stop = placed[other.name], placed[other.name] + other.words
-        if address < stop and start < end:
-            return False
-        if other.name in apart.get(tensor.name, ()):
-            first, last = config.bank_of(address), config.bank_of(end - 1)
-            if first <= config.bank_of(stop - 1) and config.bank_of(start) <= last:
-                return False
-    return True

@@ -20,9 +20,7 @@ What fits SB and the tap buffer stays there, loaded once by the setup program. W
 does, a part of SB is a ring: a block is loaded ahead of its first COMPUTE, and stays until the ring
 comes round to it.
 
-Between COMPUTEs there is no scoreboard. The array issues a step a cycle and never stalls, so the
-cycle in which a result becomes readable is known here, and `start_delay` holds a layer back just
-long enough for what its first steps read.
+COMPUTEs among themselves are timed by `passes/start_delay.py`.
 """
 
 from __future__ import annotations
@@ -33,17 +31,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hwgen.arch import isa
 from hwgen.arch.bundle import BASE_CONSTANTS, LayerRecord, Placement, TensorPlacement
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import LoadTarget, Mode, Opcode, Queue
-from hwgen.arch.timing import MIN_STEP_GAP_CYCLES, read_after_write_cycles
 from hwgen.ir.graph import Graph
 from hwgen.ir.machine import MachineGraph
 from hwgen.passes import place
 from hwgen.passes.hazards import Hazards, Instruction, Job, give_tokens
+from hwgen.passes.start_delay import set_start_delays
 from hwgen.passes.work import ADDRESS_MODULUS, Block, Run, Split, Window, Work, WorkList
 
 _MAX_COMPUTES_AHEAD = 128
@@ -260,7 +257,7 @@ class _Jobs:
                 self._compute(work)
             self._store_run(run)
         computes = [job.instruction for job in self.jobs[Queue.COMPUTE]]
-        _set_start_delays(self.works, computes, self.config)
+        set_start_delays(self.works, computes, self.config)
         give_tokens(self.jobs)
 
     def _add(self, opcode: Opcode, fields: dict[str, int]) -> Job:
@@ -488,88 +485,6 @@ def _compute_fields(work: Work) -> dict[str, int]:
         assert run.residual is not None
         fields["residual_address"] = run.residual.at(group.output_tile, work.first) + work.left
     return fields
-
-
-def _set_start_delays(
-    works: Sequence[Work], computes: Sequence[Instruction], config: AcceleratorConfig
-) -> None:
-    """Hold each COMPUTE back until what its first steps read has been written.
-
-    Time is counted in steps as if no COMPUTE ever waited for a token; real waits only move later
-    ones further away. `readable[word]` is the first cycle in which a step may read the word.
-    """
-    distance = read_after_write_cycles(config)
-    readable = np.full(config.scratchpad_words, -distance, dtype=np.int64)
-    last_step = slot_end = -1
-    # A residual is read when its pixel's sums are done, so the last ones while the next COMPUTE
-    # already reads its input: those two must not meet in one bank either.
-    residual_until = np.full(config.scratchpad_banks, -distance, dtype=np.int64)
-    for work, instruction in zip(works, computes, strict=True):
-        f = instruction.fields
-        interval = max(f["tap_count"], config.tp)
-        address, time = _first_reads(f, work, interval, config)
-        late = readable[address] - time
-        soonest = slot_end + MIN_STEP_GAP_CYCLES + config.parameter_rows
-        start = max(soonest, int(late.max(initial=0)))
-        for bank in _banks(work.run.input, config):
-            start = max(start, int(residual_until[bank]))
-        f["start_delay"] = min(start - last_step, isa.COMPUTE.by_name["start_delay"].maximum)
-        pairs = -(-f["output_width"] // config.tp)
-        count = f["output_height"] * pairs
-        slot_end = start + count * interval - 1
-        last_step = slot_end - interval + f["tap_count"]
-        if f["hold"]:
-            continue
-        tail = np.arange(max(0, count - distance), count)
-        for p in range(config.tp):
-            y, x = tail // pairs, tail % pairs * config.tp + p
-            keep = x < f["output_width"]
-            word = f["output_address"] + y * f["output_row_step"] + x * f["output_pixel_step"]
-            done = start + tail * interval + f["tap_count"] - 1
-            readable[word[keep]] = done[keep] + distance
-        if work.run.residual is not None:
-            residual_until[_banks(work.run.residual, config)] = last_step + distance
-
-
-def _banks(window: Window, config: AcceleratorConfig) -> list[int]:
-    """Banks that a window lies in."""
-    layout = window.layout
-    tiles = min(layout.tiles, max(1, config.scratchpad_words // max(1, window.plane_words)))
-    last = min(window.address + tiles * window.plane_words, config.scratchpad_words) - 1
-    return list(range(config.bank_of(window.address), config.bank_of(last) + 1))
-
-
-def _first_reads(
-    f: dict[str, int], work: Work, interval: int, config: AcceleratorConfig
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Words read in the first steps, while older writes are under way, and each one's step number.
-
-    A residual is read later than its pixel's first step, and counted as if read then.
-    """
-    taps = work.code.group.taps[work.range.tap_first : work.range.tap_last]
-    offset = work.offsets[work.range.tap_first : work.range.tap_last]
-    dy, dx = (np.array([getattr(tap, n) for tap in taps]) for n in ("dy", "dx"))
-    pairs = -(-f["output_width"] // config.tp)
-    count = min(f["output_height"] * pairs, -(-read_after_write_cycles(config) // interval))
-    pixel = np.arange(count)
-    words, times = [], []
-    for p in range(config.tp):
-        y, x = pixel // pairs, pixel % pairs * config.tp + p
-        real = x < f["output_width"]
-        iy = (f["origin_y"] + y * f["stride_y"])[:, None] + dy
-        ix = (f["origin_x"] + x * f["stride_x"])[:, None] + dx
-        base = f["input_start"] + y * f["input_row_step"] + x * f["input_pixel_step"]
-        address = (base[:, None] + offset) % ADDRESS_MODULUS
-        inside = (iy >= 0) & (iy < f["input_height"]) & (ix >= 0) & (ix < f["input_width"])
-        inside &= real[:, None]
-        time = pixel[:, None] * interval + np.arange(len(taps))
-        words.append(address[inside])
-        times.append(time[inside])
-        if f["residual"]:
-            here = y * f["output_row_step"] + x * f["output_pixel_step"]
-            words.append((f["residual_address"] + here)[real])
-            times.append((pixel * interval)[real])
-    return np.concatenate(words), np.concatenate(times)
 
 
 def _input_placement(
