@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import host
+from hwgen import models
 from hwgen.arch import Bundle, GoldenRun, estimate
 from hwgen.backends import program
 from hwgen.boards import load_board
+from hwgen.ir import evaluate_integer
 from hwgen.ir.graph import Graph
 from hwgen.ir.quantized import QInput
+from hwgen.quantize import quantize_model
 from sim import SimulatedBoard
 from tests.support.quantized_graphs import centre_mask, conv, tensor_type
 
@@ -103,3 +108,38 @@ def test_the_harness_is_quick(board: SimulatedBoard, rng: np.random.Generator) -
         rate = accelerator.last_run.cycles / seconds
     print(f"{rate:,.0f} cycles a second")
     assert rate >= 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "most_cycles"),
+    [
+        ("ResNet-8", models.resnet8, 27_000),
+        ("ResNet-20", lambda: models.resnet_cifar(20), 88_000),
+    ],
+)
+def test_published_networks(
+    board: SimulatedBoard,
+    rng: np.random.Generator,
+    name: str,
+    make: Callable[[], nn.Module],
+    most_cycles: int,
+) -> None:
+    """A frame within its bar of cycles, 90 % of the MACs busy, bits of the integer graph.
+
+    The same frame takes the integer graph 0.1 s at most.
+    """
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32)
+    graph = quantize_model(make().eval(), images[:1], images, observer="minmax")
+    bundle = program.emit(graph, CONFIG, name=name)
+    counters = run(board, bundle, rng)
+    cycles = counters["CYCLES_TOTAL"]
+    busy = (bundle.macs - bundle.padding_macs) / (CONFIG.macs_per_cycle * cycles)
+    codes = rng.integers(-128, 128, (1, 32, 32, 3)).astype(np.int8)
+    start = time.perf_counter()
+    integers = evaluate_integer(graph, codes)[graph.outputs[0]]
+    seconds = time.perf_counter() - start
+    assert np.array_equal(GoldenRun(bundle).run(codes[0])[0].reshape(-1), integers.reshape(-1))
+    print(f"{name}: {cycles} cycles, {100 * busy:.1f} % busy, integer graph {seconds:.4f} s")
+    assert cycles <= most_cycles and busy >= 0.9
+    assert seconds <= 0.1
