@@ -28,7 +28,7 @@ from sim.harness import DDR_BASE, DDR_BYTES, BusCounts, Harness, SimulationError
 REGISTER_BASE = 0x43C0_0000
 """Where Vivado puts the first slave on a Zynq-7000's GP0."""
 
-CLOCK_HZ = 100_000_000
+CLOCK_HZ = 150_000_000
 PAGE_BYTES = 4096
 
 # What buffers hold before anything is written: one pattern in DDR and another in the CPU's cache,
