@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,7 @@ def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
 def _shapes(
     base: AcceleratorConfig, grid: Mapping[str, Sequence[int]], smallest: Mapping[str, int]
 ) -> Iterator[AcceleratorConfig]:
-    """Every legal combination of the grid, with the shares of DSP lanes where there are such.
+    """Every legal combination of the grid, with shares of DSP lanes unless it names them.
 
     The memories are the smallest, because the board's may be more than a wide word allows.
     """
@@ -247,12 +247,10 @@ def _shapes(
     combinations: list[dict[str, int]] = [{}]
     for name, values in grid.items():
         combinations = [{**c, name: value} for c in combinations for value in values]
-    # To delete once every configuration has dsp_lanes: the test of its being there.
-    split = any(f.name == "dsp_lanes" for f in fields(base)) and "dsp_lanes" not in grid
     for changes in combinations:
-        shares = DSP_SHARES if split else (1.0,)
-        for share in shares:
-            lanes = {"dsp_lanes": round(share * changes.get("ti", base.ti))} if split else {}
+        ti = changes.get("ti", base.ti)
+        shares = [{}] if "dsp_lanes" in grid else [{"dsp_lanes": round(s * ti)} for s in DSP_SHARES]
+        for lanes in shares:
             config = _replaced(base, {**changes, **lanes, **smallest})
             if config is not None:
                 found[config] = None
