@@ -107,7 +107,10 @@ class Sequencer(wiring.Component):
             Signal(name=name) for name in ("step", "last", "row_end", "done", "first")
         )
         go = active & ~halted & ~self.stop
-        may_start = ~starting | (since_last >= fields.start_delay)
+        # Compared a cycle ahead: parameter rows come before the first step, so `fields` are there.
+        waited = Signal()
+        m.d.sync += waited.eq(since_last + 1 >= fields.start_delay)
+        may_start = ~starting | waited
         m.d.comb += [
             step.eq(go & ~loading & may_start & (idle_left == 0)),
             last.eq(taps_left == 0),
