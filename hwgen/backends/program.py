@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from hwgen.arch import isa
@@ -70,10 +71,14 @@ def emit(
     )
     mean, std = (None, None) if preprocess is None else preprocess
 
+    placed_in = functools.cache(
+        functools.partial(place, machine, config, batch, synapse_rows=free.synapse_rows)
+    )
+
     def compiled(
         layer_major: bool, split: Split, resident_rows: int | None = None
     ) -> tuple[Bundle, Schedule]:
-        placed = place(machine, config, batch, layer_major, free.synapse_rows)
+        placed = placed_in(layer_major=layer_major)
         plan = schedule(machine, placed, graph, config, free, split, resident_rows)
         bundle = Bundle(
             name=name,

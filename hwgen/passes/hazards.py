@@ -92,7 +92,10 @@ class Hazards:
 
     def ddr(self, tensor: str, image: int, rows: int) -> _Touched:
         """Return the DDR of one image's tensor, whose units are its rows, tile by tile."""
-        return self._ddr.setdefault((tensor, image), _Touched(rows))
+        key = tensor, image
+        if key not in self._ddr:
+            self._ddr[key] = _Touched(rows)
+        return self._ddr[key]
 
 
 def give_tokens(jobs: dict[Queue, list[Job]]) -> None:

@@ -240,8 +240,9 @@ class _Planner:
             for tensor in self.lifetimes(spilled)
         ]
         indices = range(len(self.graph.layers))
-        worst = max(indices, key=lambda i: sum(t.words for t in resident if t.alive_at(i)))
-        if sum(t.words for t in resident if t.alive_at(worst)) > self.config.scratchpad_words:
+        wanted = [sum(t.words for t in resident if t.alive_at(i)) for i in indices]
+        worst = max(indices, key=wanted.__getitem__)
+        if wanted[worst] > self.config.scratchpad_words:
             raise _DoesNotFit(worst)
         for quick in (True, False):
             placed: dict[str, int] = {}
@@ -334,6 +335,7 @@ class _Planner:
         """
         if not any(name in spilled for i in together for _, name in _roles(self.graph.layers[i])):
             return [self._plan(i, 0, 1, spilled, False, False)[0] for i in together], []
+        apart = {quick: self._apart(spilled, quick) for quick in (True, False)}
         for slots in (2, 1):
             for rows in self._heights(together):
                 for early, quick in itertools.product((True, False), repeat=2):
@@ -346,7 +348,7 @@ class _Planner:
                         [*living, *buffers],
                         len(living),
                         trial,
-                        self._apart(spilled, quick),
+                        apart[quick],
                         self.config,
                         downwards=together[0] % 2 == 1,
                     ):
