@@ -32,10 +32,64 @@ Tick = Callable[[str, int, int], None]
 """Progress: what is being done, steps done, steps in all."""
 
 
-def normalise(images: np.ndarray) -> Tensor:
+def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """Map (N, H, W, 3) uint8 to the (N, 3, H, W) float32 that the networks take."""
-    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    x = pixels.permute(0, 3, 1, 2).float()
     return ((x / 255.0 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters lie; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to each training image, anew in every epoch.
+
+    Attributes
+    ----------
+    flip
+        Mirror left and right with a chance of one half.
+    shift
+        Move by up to so many pixels each way; the border is mirrored inwards.
+    cutout
+        Side of a square that is made grey (DeVries & Taylor, 2017); 0 for none.
+    """
+
+    flip: bool = False
+    shift: int = 0
+    cutout: int = 0
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return changed copies of (N, H, W, C) uint8 images."""
+        count, height, width = images.shape[:3]
+        which = np.arange(count)[:, None, None]
+        if self.flip or self.shift:
+            rows, columns = np.arange(height)[None], np.arange(width)[None]
+            if self.flip:
+                mirrored = rng.random((count, 1)) < 0.5
+                columns = np.where(mirrored, width - 1 - columns, columns)
+            if self.shift:
+                rows = _mirror(rows + rng.integers(-self.shift, self.shift + 1, (count, 1)), height)
+                moved = columns + rng.integers(-self.shift, self.shift + 1, (count, 1))
+                columns = _mirror(moved, width)
+            rows = np.broadcast_to(rows, (count, height))
+            images = images[which, rows[:, :, None], columns[:, None, :]]
+        if self.cutout:
+            y = np.arange(height) - rng.integers(0, height, (count, 1)) + self.cutout // 2
+            x = np.arange(width) - rng.integers(0, width, (count, 1)) + self.cutout // 2
+            inside = [(axis >= 0) & (axis < self.cutout) for axis in (y, x)]
+            hole = inside[0][:, :, None] & inside[1][:, None, :]
+            images = np.where(hole[..., None], np.uint8(round(255 * MEAN)), images)
+        return images
+
+
+def _mirror(index: np.ndarray, size: int) -> np.ndarray:
+    """Fold indices outside of 0 .. size - 1 back in, the border pixel itself not repeated."""
+    index = np.abs(index)
+    return np.where(index < size, index, 2 * (size - 1) - index)
 
 
 @dataclass(frozen=True)
@@ -58,6 +112,11 @@ class TrainConfig:
         Share of the distillation loss (Hinton et al., 2015) when a teacher is given.
     loss
         "cross_entropy", or "smooth_l1" / "mse" for regression.
+    augment
+        What is done to the images on their way in.
+    precision
+        "bfloat16" computes the layers in that type (weights, sums and loss stay float32), which a
+        CPU with AVX512-BF16 or a GPU does about twice as fast.
     """
 
     epochs: int = 10
@@ -70,6 +129,8 @@ class TrainConfig:
     distill_weight: float = 0.5
     distill_temperature: float = 2.0
     loss: Literal["cross_entropy", "smooth_l1", "mse"] = "cross_entropy"
+    augment: Augment = Augment()
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
 
@@ -130,12 +191,14 @@ def train(
     """
     began = time.perf_counter()
     report = TrainReport()
+    device = device_of(model)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     model = _with_format(copy.deepcopy(model), torch.channels_last)
     optimizer = _optimizer(model, config)
     first_epoch = 0
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=device)
         if state["config"] != asdict(config):
             raise ValueError(
                 f"{path} must belong to this training, not to {state['config']!r}; "
@@ -146,12 +209,12 @@ def train(
         first_epoch = state["epoch"]
         report = TrainReport(**state["report"])
     if teacher is not None:
-        teacher = copy.deepcopy(teacher).eval()
+        teacher = copy.deepcopy(teacher).to(device).eval()
     for epoch in range(first_epoch, config.epochs):
         rng = np.random.default_rng((config.seed, epoch))
         torch.manual_seed(config.seed * 1000 + epoch)  # dropout
         images, targets = samples(epoch)
-        target = torch.from_numpy(np.ascontiguousarray(targets))
+        target = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
         order = rng.permutation(len(images))
         steps = -(-len(order) // config.batch_size)
         model.train()
@@ -162,12 +225,14 @@ def train(
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, epoch * steps + step, config.epochs * steps)
-            x = normalise(images[index])
-            y = model(x)
-            loss = _loss(config, y, target[torch.from_numpy(index)])
+            x = normalise(config.augment(images[index], rng), device)
+            with half:
+                y = model(x)
+            y = y.float()
+            loss = _loss(config, y, target[torch.from_numpy(index).to(device)])
             if teacher is not None and config.distill_weight > 0:
-                with torch.no_grad():
-                    soft = teacher(x)
+                with torch.no_grad(), half:
+                    soft = teacher(x).float()
                 t = config.distill_temperature
                 distilled = functional.kl_div(
                     functional.log_softmax(y / t, 1),
@@ -256,10 +321,12 @@ def save_atomically(state: dict[str, Any], path: str | Path) -> None:
         torch.save(state, temporary)
 
 
-def batches(images: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
+def batches(
+    images: np.ndarray, batch_size: int = 250, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """Yield (n, H, W, 3) uint8 images as normalised batches."""
     for start in range(0, len(images), batch_size):
-        yield normalise(images[start : start + batch_size])
+        yield normalise(images[start : start + batch_size], device)
 
 
 @torch.no_grad()
@@ -267,7 +334,7 @@ def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode."""
     was_training = model.training
     model.eval()
-    outputs = [model(x).numpy() for x in batches(images)]
+    outputs = [model(x).cpu().numpy() for x in batches(images, device=device_of(model))]
     model.train(was_training)
     return np.concatenate(outputs)
 
@@ -287,7 +354,7 @@ def reestimate_bn(model: nn.Module, images: np.ndarray) -> nn.Module:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
         norm.train()
-    for x in batches(images):
+    for x in batches(images, device=device_of(model)):
         model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
