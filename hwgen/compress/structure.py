@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -378,7 +378,8 @@ def _pixels(shape: tuple[int, ...]) -> int:
 def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of the uncompressed ``model`` that holds a compressed one's state dict.
 
-    Layers take the shapes of the state's tensors, reduced kernels get their masks back, so that a
+    Layers take the shapes of the state's tensors, reduced kernels get their masks back, and of
+    :func:`identity_blocks` those of which the state has nothing become ``nn.Identity``, so that a
     compressed network is stored as plain tensors and never as a pickle of code.
 
     Raises
@@ -386,7 +387,7 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     ValueError
         If the keys are not those of this model.
     """
-    model = copy.deepcopy(model)
+    model = drop_blocks(model, _blocks_without(model, state))
     modules = dict(model.named_modules())
     for key, value in state.items():
         path, _, attribute = key.rpartition(".")
@@ -410,6 +411,76 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"state must belong to this model: {error}") from error
     return model
+
+
+def identity_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the residual blocks that could be left out, in the model's order.
+
+    They are the innermost submodules that end in an addition of their own, unchanged input,
+    followed by activations at most: without the block, its input flows on in its output's place.
+    Found by tracing each submodule by torch.fx, never by names; one that cannot be traced is none.
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if name and next(module.children(), None) is not None and _adds_its_input(module)
+    ]
+    return tuple(n for n in found if not any(other.startswith(f"{n}.") for other in found))
+
+
+def drop_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Return a copy of the model with ``nn.Identity`` in the place of these residual blocks.
+
+    Raises
+    ------
+    ValueError
+        If a name is not among :func:`identity_blocks`.
+    """
+    model, names = copy.deepcopy(model), tuple(names)
+    blocks = identity_blocks(model) if names else ()
+    for name in names:
+        if name not in blocks:
+            raise ValueError(
+                f"names must be of residual blocks with an identity shortcut, not {name!r}; "
+                f"this model has {', '.join(blocks) or 'none'}"
+            )
+        model.set_submodule(name, nn.Identity())
+    return model
+
+
+def _adds_its_input(module: nn.Module) -> bool:
+    """Say whether a module is ``activation(anything + input)``, with or without the activation."""
+    try:
+        graph = fx.symbolic_trace(module).graph
+    except Exception:  # whatever tracing trips over, the module is then no block that we know
+        return False
+    inputs = graph.find_nodes(op="placeholder")
+    (output,) = graph.find_nodes(op="output")
+    parts = dict(module.named_modules())
+
+    def behind(node: Any, kinds: tuple[type, ...], functions: tuple[Any, ...]) -> Any:
+        while isinstance(node, fx.Node) and (
+            isinstance(parts.get(str(node.target)), kinds) or node.target in functions
+        ):
+            node = node.args[0]
+        return node
+
+    end = behind(output.args[0], _ACTIVATION_MODULES, _ACTIVATIONS)
+    if len(inputs) != 1 or not isinstance(end, fx.Node) or end.target not in _ADDITIONS:
+        return False
+    terms = [behind(term, (nn.Identity,), ()) for term in end.all_input_nodes]
+    return len(terms) == 2 and terms.count(inputs[0]) == 1
+
+
+def _blocks_without(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Return the blocks that hold tensors in the model and none in the state."""
+
+    def held(tensors: Mapping[str, Tensor], name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in tensors)
+
+    if model.state_dict().keys() <= state.keys():
+        return []
+    return [n for n in identity_blocks(model) if held(model.state_dict(), n) and not held(state, n)]
 
 
 def sync_sizes(module: nn.Module) -> None:
