@@ -253,6 +253,8 @@ class _Shrinker:
         for names, depth in zip(self.stages.values(), point.depths, strict=True):
             gone += names[: len(names) - depth]
         small = drop_blocks(self.model, gone)
+        if point.width == 1.0:
+            return small
         structure = discover(small, self.input_shape(point.side))
         kept = {
             structure.space_of(name).identifier: indices

@@ -434,15 +434,15 @@ def drop_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
     Raises
     ------
     ValueError
-        If a name is not among :func:`identity_blocks`.
+        If a name is not that of a residual block with an identity shortcut.
     """
-    model, names = copy.deepcopy(model), tuple(names)
-    blocks = identity_blocks(model) if names else ()
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
     for name in names:
-        if name not in blocks:
+        if not name or name not in modules or not _adds_its_input(modules[name]):
             raise ValueError(
                 f"names must be of residual blocks with an identity shortcut, not {name!r}; "
-                f"this model has {', '.join(blocks) or 'none'}"
+                f"this model has {', '.join(identity_blocks(model)) or 'none'}"
             )
         model.set_submodule(name, nn.Identity())
     return model
@@ -451,7 +451,7 @@ def drop_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
 def _adds_its_input(module: nn.Module) -> bool:
     """Say whether a module is ``activation(anything + input)``, with or without the activation."""
     try:
-        graph = fx.symbolic_trace(module).graph
+        graph = fx.Tracer().trace(module)
     except Exception:  # whatever tracing trips over, the module is then no block that we know
         return False
     inputs = graph.find_nodes(op="placeholder")
