@@ -16,6 +16,8 @@ import itertools
 import math
 import os
 import platform
+import random
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ import numpy as np
 import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DBAPIError
 from torch import Tensor, nn
 
 from hwgen.compress.cost import Cost, tap_steps
@@ -51,6 +54,7 @@ FineTuneAt = Callable[[nn.Module, int], nn.Module]
 _DIMENSIONS = ("depth", "width", "side")
 _STRATEGIES = ("contribution", "grid", "random", "tpe")
 _DRAWS = 50  # trials of a study for each point that it may measure: repeats and points too dear
+_OPENINGS = 30  # of a storage that other processes are making
 _DIGEST = "shears_digest"
 _SESSION = uuid.uuid4().hex  # tells this process from an earlier one of the same number
 
@@ -513,10 +517,23 @@ def _study(storage: str | None, name: str, digest: str) -> Iterator[optuna.Study
 
 
 def _database(storage: str) -> optuna.storages.RDBStorage:
-    """Open a storage; with SQLite, processes wait up to a minute for each other."""
+    """Open a storage; with SQLite, processes wait up to a minute for each other.
+
+    Optuna makes the tables that it finds missing, one by one; of processes that open a new storage
+    at once all but one fail at some table, and try again.
+    """
     url = storage if "://" in storage else f"sqlite:///{Path(storage).resolve()}"
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+            clash = any(word in str(error).lower() for word in ("already exists", "unique"))
+            if not clash or attempt == _OPENINGS:
+                raise
+            time.sleep(0.1 * attempt * random.random())
 
 
 Notches = tuple[int, ...]
