@@ -501,8 +501,9 @@ def _study(storage: str | None, name: str, digest: str) -> Iterator[optuna.Study
         study = optuna.create_study(
             storage=backend, study_name=name, direction="maximize", load_if_exists=True
         )
+        empty = not study.get_trials(deepcopy=False)  # asked first: a digest precedes all trials
         held = study.user_attrs.get(_DIGEST)
-        if held is None and not study.get_trials(deepcopy=False):
+        if held is None and empty:
             study.set_user_attr(_DIGEST, digest)
         elif held != digest:
             raise ValueError(
