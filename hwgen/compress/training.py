@@ -160,6 +160,7 @@ def train(
     checkpoint: str | Path | None = None,
     progress: Tick | None = None,
     name: str = "training",
+    each_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> tuple[nn.Module, TrainReport]:
     """Train a copy of ``model``.
 
@@ -178,6 +179,9 @@ def train(
         from there. Removed by nobody.
     progress, name
         Called after each batch.
+    each_epoch
+        Called after each epoch with how many are done and the model in training; what it writes
+        into the model's buffers is in the checkpoint too.
 
     Returns
     -------
@@ -255,6 +259,8 @@ def train(
             if progress is not None:
                 progress(name, epoch * steps + step + 1, config.epochs * steps)
         report.losses.append(total / len(order))
+        if each_epoch is not None:
+            each_epoch(epoch + 1, model)
         if path is not None:
             seconds = report.seconds + time.perf_counter() - began
             save_atomically(
