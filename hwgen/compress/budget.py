@@ -301,7 +301,9 @@ class _Loop:
         if space.identifier not in scores:
             return None
         align = self.config.align
-        groups = channel_units(self.model, space, scores[space.identifier], align)[units:]
+        groups = channel_units(self.model, structure, space, scores[space.identifier], align)[
+            units:
+        ]
         if not groups:
             return None
         return remove_channels(self.model, structure, {space.identifier: np.concatenate(groups)})

@@ -7,108 +7,226 @@ the caller's own, can drive the accuracy budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from hwgen.compress.structure import Space, Structure, discover
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.compress.linear_approximation import approximation_macs, is_approximation
+from hwgen.compress.structure import Layer, Space, Structure, discover
 
 Cost = Callable[[nn.Module, tuple[int, int, int]], float]
+
+TILE = 16
+"""Input channels by which a kernel may differ: the words of the machine's scratchpad."""
 
 
 def macs(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
     """Return the multiply-accumulates of one input, counting the kernel positions that are used.
 
-    A filter's position (dy, dx) counts if any of its input channels has a weight other than zero
-    there; it then counts for all input channels.
+    A filter's position (dy, dx) counts for a tile of :data:`TILE` input channels, all of them, if
+    any of them has a weight other than zero there. Copies in an explicit linear approximation are
+    no multiplications.
     """
     structure = discover(model, input_shape)
-    total = 0
-    for layer in structure.layers.values():
-        used = _used(model, layer.name)  # (outputs, inputs, positions)
-        total += layer.pixels * int(used.any(axis=1).sum()) * used.shape[1]
-    return float(total)
+    order = kernel_orders(model, structure)
+    return float(
+        sum(
+            layer.pixels * _weights(model, structure, order, layer)
+            for layer in structure.layers.values()
+        )
+    )
 
 
 def parameters(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
     """Return the weights that must be stored: as :func:`macs`, without the pixels, plus a bias."""
     structure = discover(model, input_shape)
+    order = kernel_orders(model, structure)
     total = 0
     for layer in structure.layers.values():
-        used = _used(model, layer.name)
-        total += int(used.any(axis=1).sum()) * used.shape[1] + used.shape[0]
+        total += _weights(model, structure, order, layer) + len(_used(model, layer.name))
     return float(total)
+
+
+def _weights(
+    model: nn.Module, structure: Structure, order: Mapping[int, np.ndarray], layer: Layer
+) -> int:
+    """Return the weights of a layer that are multiplied, for one output pixel."""
+    module = model.get_submodule(layer.name)
+    if is_approximation(module):
+        return approximation_macs(module, 1)
+    used = _used(model, layer.name)
+    if layer.kind in ("depthwise", "grouped"):
+        return int(used.any(axis=1).sum()) * used.shape[1]
+    used = _in_order(used, order[layer.inputs], layer.repeat)
+    inputs = used.shape[1]
+    sizes = np.full(-(-inputs // TILE), TILE)
+    sizes[-1] = inputs - TILE * (len(sizes) - 1)
+    return int((_any_in_groups(used, 1, TILE) * sizes[:, None]).sum())
 
 
 def tap_steps(
-    model: nn.Module, input_shape: tuple[int, int, int], tn: int = 16, ti: int = 16
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    tn: int = 16,
+    ti: int = 16,
+    tp: int = 1,
+    fold: bool = False,
 ) -> float:
-    """Return the steps of a tn x ti machine that walks lists of taps.
+    """Return the steps of a tn x ti x tp machine that walks lists of taps.
 
-    A convolution takes, for every output pixel and every group of ``tn`` output channels, one step
-    for each (dy, dx, tile of ``ti`` input channels) in which any weight of the group is not zero,
-    and at least one. Depthwise convolutions and pools take one step a window position and
-    group of ``tn`` channels. Channels are grouped as the compiler can: one order a space, shared
-    by all layers that are tied by additions, in which channels of equal kernels lie together.
-    Start-up, transfers and the folding of a first layer's three channels are not counted.
+    A convolution takes, for every ``tp`` neighbours of an output row and every group of ``tn``
+    output channels, one step for each (dy, dx, tile of ``ti`` input channels) in which any weight
+    of the group is not zero, and at least ``tp``, which is what NFU-3 takes. Depthwise convolutions
+    and pools take one step a window position and group of ``tn`` channels. Channels are grouped as
+    the compiler does: one order a space, shared by all layers that are tied by additions, in which
+    channels of equal kernels lie together. Start-up and transfers are not counted; with ``fold`` a
+    first layer's neighbours share a word, as in the machine.
     """
     structure = discover(model, input_shape)
-    order = {
-        identifier: kernel_order(model, structure, space)
-        for identifier, space in structure.spaces.items()
-    }
-    total = 0
+    order = kernel_orders(model, structure)
+    total: float = 0.0
     for layer in structure.layers.values():
-        used = _used(model, layer.name)
-        if layer.kind == "depthwise":
-            taps = _any_in_groups(used[order[layer.outputs], 0], 0, tn)
-        elif layer.kind == "grouped":
-            # One group at a time: its filters share their inputs and nothing else.
-            groups = _groups(model, layer.name)
-            parts = used.reshape(groups, -1, *used.shape[1:])
-            taps = np.concatenate(
-                [_any_in_groups(_any_in_groups(p, 0, tn), 1, ti).reshape(-1) for p in parts]
-            )
-            total += layer.pixels * int(taps.sum())
-            continue
-        else:
-            inputs = order[layer.inputs]
-            if layer.repeat > 1:
-                # Behind a flatten the inputs are channel-major: the tile is of channels, and each
-                # of the positions they stood at is a tap.
-                used = used.reshape(len(used), -1, layer.repeat)
-            taps = used[order[layer.outputs]][:, inputs]
-            taps = _any_in_groups(_any_in_groups(taps, 0, tn), 1, ti)
-        steps = taps.reshape(len(taps), -1).sum(axis=1)
-        total += layer.pixels * int(np.maximum(steps, 1).sum())
+        steps = _group_steps(model, structure, order, layer, tn, ti, fold)
+        total += _row_groups(layer.output_shape, tp) * int(np.maximum(steps, tp).sum())
     for pool in structure.pools:
-        total += pool.pixels * pool.window * -(-pool.channels // tn)
-    return float(total)
+        groups = -(-pool.channels // tn)
+        total += _row_groups(pool.output_shape, tp) * groups * max(pool.window, tp)
+    return total
 
 
-def kernel_order(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
-    """Return a space's channels sorted so that those of equal kernels in all writers lie together.
+def _row_groups(shape: tuple[int, ...], tp: int) -> int:
+    """Return how often ``tp`` neighbours of a row are computed; 1 for a vector."""
+    return shape[1] * -(-shape[2] // tp) if len(shape) == 3 else 1
 
-    Smallest kernels first; channels of equal kernels keep their order.
+
+def _group_steps(
+    model: nn.Module,
+    structure: Structure,
+    order: Mapping[int, np.ndarray],
+    layer: Layer,
+    tn: int,
+    ti: int,
+    fold: bool,
+) -> np.ndarray:
+    """Return the taps that each group of a layer walks, (groups,)."""
+    used = _used(model, layer.name)
+    if layer.kind == "depthwise":
+        return _any_in_groups(used[order[layer.outputs], 0], 0, tn).sum(axis=1)
+    if layer.kind == "grouped":
+        # One group at a time: its filters share their inputs and nothing else.
+        groups = _groups(model, layer.name)
+        parts = used.reshape(groups, -1, *used.shape[1:])
+        cut = [_any_in_groups(_any_in_groups(p, 0, tn), 1, ti) for p in parts]
+        return np.concatenate([taps.reshape(len(taps), -1).sum(axis=1) for taps in cut])
+    neighbours = ti // used.shape[1] if fold and not structure.spaces[layer.inputs].producers else 1
+    taps = _in_order(used, order[layer.inputs], layer.repeat)[order[layer.outputs]]
+    taps = _any_in_groups(_any_in_groups(taps, 0, tn), 1, ti)
+    if neighbours > 1:
+        module = model.get_submodule(layer.name)
+        assert isinstance(module, nn.Conv2d)
+        columns = taps.reshape(*taps.shape[:2], *module.kernel_size)
+        taps = _any_in_groups(columns, 3, min(neighbours, module.kernel_size[1]))
+    return taps.reshape(len(taps), -1).sum(axis=1)
+
+
+def _in_order(used: np.ndarray, order: np.ndarray, repeat: int) -> np.ndarray:
+    """Sort a layer's inputs: (outputs, inputs, positions).
+
+    Behind a flatten the inputs are channel-major: the tile is of channels, and each of the
+    positions they stood at is a tap.
     """
-    keys = [supports(model, name) for name in space.producers + space.depthwise]
-    if not keys or space.channels != len(keys[0]):
-        return np.arange(space.channels)
-    return np.lexsort([kernel.sum(axis=1) for kernel in keys][::-1])
+    if repeat > 1:
+        used = used.reshape(len(used), -1, repeat)
+    return used[:, order]
+
+
+def for_machine(config: AcceleratorConfig) -> Cost:
+    """Return :func:`tap_steps` of a configuration: what drives a search.
+
+    The figure that the compiler and its estimate give is :func:`predicted_cycles`, which takes
+    seconds.
+    """
+
+    def steps(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+        return tap_steps(model, input_shape, config.tn, config.ti, config.tp, fold=True)
+
+    steps.__qualname__ = f"tap_steps of {config.tn} x {config.ti} x {config.tp}"
+    return steps
+
+
+def predicted_cycles(
+    model: nn.Module, input_shape: tuple[int, int, int], board: str | Path = "pynq-z2"
+) -> float:
+    """Return the cycles that one image will take on a board, transfers and start-up included.
+
+    The network is quantized (on noise: its values change no cycle), compiled, and its program
+    played through by :func:`hwgen.arch.estimate`.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be compiled for the board.
+    """
+    from hwgen.arch import estimate
+    from hwgen.compiler import compile
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, *input_shape, generator=generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        bundle = compile(model, noise[:1], noise, board, observer="minmax")
+    return float(estimate(bundle).cycles)
+
+
+def kernel_orders(model: nn.Module, structure: Structure) -> dict[int, np.ndarray]:
+    """Return every space's channels in the order in which the compiler will group them.
+
+    Filters of equal kernels in all of a space's writers lie together, most taps first, and
+    otherwise keep their order: what :mod:`hwgen.passes.order_channels` does. Kernels are compared
+    by tile of input channels, in the order of the space they come from.
+    """
+    orders: dict[int, np.ndarray] = {}
+    for identifier, space in structure.spaces.items():
+        keys = _kernel_keys(model, structure, orders, space)
+        orders[identifier] = np.array(sorted(range(space.channels), key=keys.__getitem__))
+    return orders
+
+
+def _kernel_keys(
+    model: nn.Module, structure: Structure, orders: Mapping[int, np.ndarray], space: Space
+) -> list[tuple[tuple[int, bytes], ...]]:
+    """Return for each channel of a space its kernels in all writers, to be compared."""
+    used = []
+    for name in space.producers:
+        layer = structure.layers[name]
+        if layer.kind == "conv":
+            here = _used(model, name)
+            inputs = orders.get(layer.inputs, np.arange(here.shape[1]))
+            tiles = _any_in_groups(_in_order(here, inputs, 1), 1, TILE)
+            used.append(tiles.reshape(space.channels, -1))
+    return [
+        tuple((-int(kernels[c].sum()), kernels[c].tobytes()) for kernels in used)
+        for c in range(space.channels)
+    ]
 
 
 def channel_units(
-    model: nn.Module, space: Space, importance: np.ndarray, align: int
+    model: nn.Module, structure: Structure, space: Space, importance: np.ndarray, align: int
 ) -> list[np.ndarray]:
     """Return a space's channels in runs of ``align`` that the machine can compute together.
 
     Channels of equal kernels in all writers lie together, and among them those of equal
     importance; ``align=1`` gives single channels. The least important run comes first.
     """
-    keys = [supports(model, name).sum(axis=1) for name in space.producers + space.depthwise]
-    order = np.lexsort([importance, *keys[::-1]]) if align > 1 else np.arange(len(importance))
+    order = np.arange(len(importance))
+    if align > 1:
+        keys = _kernel_keys(model, structure, kernel_orders(model, structure), space)
+        order = np.array(sorted(order, key=lambda c: (keys[c], importance[c])))
     units = [order[i : i + align] for i in range(0, len(order), align)]
     return sorted(units, key=lambda unit: float(importance[unit].mean()))
 
@@ -129,7 +247,7 @@ def _used(model: nn.Module, name: str) -> np.ndarray:
     """Return where a layer's weights are not zero: (outputs, inputs, positions) bool."""
     weight = model.get_submodule(name).weight
     assert isinstance(weight, torch.Tensor)
-    return (weight.detach() != 0).reshape(weight.shape[0], weight.shape[1], -1).numpy()
+    return (weight.detach() != 0).reshape(weight.shape[0], weight.shape[1], -1).cpu().numpy()
 
 
 def _any_in_groups(used: np.ndarray, axis: int, size: int) -> np.ndarray:

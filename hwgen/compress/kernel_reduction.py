@@ -213,7 +213,7 @@ def kernel_units(
         units = [order[i : i + config.align] for i in range(0, len(order), config.align)]
     else:
         space = structure.space_of(name)
-        units = channel_units(model, space, importance, config.align)
+        units = channel_units(model, structure, space, importance, config.align)
     used = supports(model, name)
     centre = used.shape[1] // 2
     wide = (used.sum(axis=1) - used[:, centre]) > 0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
-from hwgen.compress.training import MASK, batches, reestimate_bn
+from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
 
 Statistic = Literal["mean_abs", "max", "rms", "std", "fraction_active"]
 FineTune = Callable[[nn.Module], nn.Module]
@@ -132,7 +132,7 @@ def measure_relevance(
     model.eval()
     watch = Watch(structure.graph)
     with torch.no_grad():
-        for x in batches(images):
+        for x in batches(images, device=device_of(model)):
             watch.run(x)
     scores: dict[int, np.ndarray] = {}
     for space in structure.spaces.values():
@@ -165,8 +165,8 @@ class _Tally:
             "active": (flat > 0).sum(1),
         }
         for name, more in new.items():
-            self.sums[name] = self.sums.get(name, 0.0) + more.numpy()
-        largest = flat.max(1).values.numpy()
+            self.sums[name] = self.sums.get(name, 0.0) + more.cpu().numpy()
+        largest = flat.max(1).values.cpu().numpy()
         self.sums["max"] = np.maximum(self.sums.get("max", largest), largest)
         self.count += flat.shape[1]
 
@@ -205,10 +205,20 @@ def remove_channels(
     The arithmetic on what remains is the same: if a removed channel was always zero where it was
     read, the outputs do not change.
     """
+    return reorder_channels(model, structure, {space: np.sort(kept[space]) for space in kept})
+
+
+def reorder_channels(
+    model: nn.Module, structure: Structure, order: dict[int, np.ndarray]
+) -> nn.Module:
+    """Return a copy of the model whose spaces have the channels ``order`` names, in that order.
+
+    A permutation of all channels changes no output but the order of additions in a sum.
+    """
     model = copy.deepcopy(model)
-    for identifier, indices in kept.items():
+    for identifier, indices in order.items():
         space = structure.spaces[identifier]
-        keep = torch.as_tensor(np.sort(indices))
+        keep = torch.as_tensor(np.asarray(indices).copy())
         for name in space.producers + space.batch_norms + space.depthwise:
             _slice(model.get_submodule(name), keep, 0)
         for name in space.consumers:

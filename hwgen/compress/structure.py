@@ -103,6 +103,7 @@ class Pool:
     """One pooling: output pixels, channels, and window positions of each output."""
 
     name: str
+    output_shape: tuple[int, ...]
     pixels: int
     channels: int
     window: int
@@ -266,7 +267,8 @@ class _Walk:
         else:
             return
         self.pools.append(
-            {"name": node.name, "pixels": _pixels(after), "channels": before[1],
+            {"name": node.name, "output_shape": after[1:], "pixels": _pixels(after),
+             "channels": before[1],
              "window": window, "space": self.space[node]}
         )  # fmt: skip
 

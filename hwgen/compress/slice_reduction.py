@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: lower kernels, slice by slice.
+
+Nagaraju & Chandrachoodan, OJCAS 2023, section III, taken to the machine's own unit: a *slice* is
+what a group of ``tn`` output channels computes from a tile of ``ti`` input channels, and each of
+its kernel positions is one step of the array. So a slice's kernel may shrink by itself: 3x3 to 1x3,
+3x1 or 1x1 (``shapes="rectangle"``), by the square ladder, or to any set of positions ("free").
+
+Channels are first sorted by relevance, once and for all spaces, which changes no output. From then
+on groups and tiles are runs of neighbours, whatever is lowered later, and the compiler finds them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwgen.compress.cost import Cost, tap_steps
+from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
+from hwgen.compress.structure import Structure, discover
+from hwgen.compress.training import MASK, batches, device_of, predict, reestimate_bn
+
+Shapes = Literal["square", "rectangle", "free"]
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """Knobs of slice reduction.
+
+    Attributes
+    ----------
+    keep
+        Share of the network's cost that is to be left.
+    shapes
+        Kernels that a slice may have: centred "square" ones, centred "rectangle" ones (1x3 and 3x1
+        too), or "free": any positions, or none at all.
+    tn, ti
+        Output channels of a group, input channels of a tile: the machine's.
+    rounds
+        The cost goes down in so many equal ratios, with ``fine_tune`` after each.
+    skip
+        Layers left alone. The first layer always is: its tiles are folded pixels.
+    batch_size
+        Images whose gradients are added before they are squared.
+    """
+
+    keep: float = 0.5
+    shapes: Shapes = "free"
+    tn: int = 16
+    ti: int = 16
+    rounds: int = 1
+    skip: tuple[str, ...] = ()
+    batch_size: int = 50
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 < self.keep <= 1.0:
+            raise ValueError(f"keep must be in (0, 1], not {self.keep!r}")
+        if self.shapes not in ("square", "rectangle", "free"):
+            raise ValueError(f"shapes must be square, rectangle or free, not {self.shapes!r}")
+        if min(self.tn, self.ti, self.rounds, self.batch_size) < 1:
+            raise ValueError("tn, ti, rounds and batch_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class SliceReport:
+    """What was left.
+
+    Attributes
+    ----------
+    taps
+        By layer, (groups, tiles, kernel height, kernel width) bool: positions that are used.
+    cost_before, cost_after
+        By the cost function.
+    """
+
+    taps: dict[str, np.ndarray]
+    cost_before: float
+    cost_after: float
+
+
+def lower_slices(
+    model: nn.Module,
+    images: np.ndarray,
+    config: SliceConfig,
+    *,
+    cost: Cost = tap_steps,
+    fine_tune: FineTune | None = None,
+    labels: np.ndarray | None = None,
+) -> tuple[nn.Module, SliceReport]:
+    """Give slices smaller kernels until ``keep`` of the cost is left (OJCAS 2023, section III).
+
+    A tap's importance is Molchanov et al.'s (CVPR 2019, section 3.1): the squared sum, over its
+    weights, of weight times gradient of the loss, averaged over batches. Taps go in the order of
+    importance per pixel that they are computed for.
+
+    Parameters
+    ----------
+    model
+        Left as it is.
+    images
+        (N, H, W, 3) uint8 calibration inputs.
+    config
+        The knobs.
+    cost
+        What ``keep`` is a share of.
+    fine_tune
+        Retrains after each round; without it batch norms are re-estimated.
+    labels
+        (N,) classes; the model's own answers if None.
+
+    Returns
+    -------
+    tuple
+        The copy with masks, in eval mode, and the report.
+
+    Raises
+    ------
+    ValueError
+        If so little cost cannot be reached by lowering kernels alone.
+    """
+    shape = (images.shape[3], images.shape[1], images.shape[2])
+    model = sort_channels(model, images)
+    answers = predict(model, images).argmax(axis=1) if labels is None else labels
+    before = cost(model, shape)
+    for number in range(1, config.rounds + 1):
+        share = config.keep ** (number / config.rounds)
+        model = _lower_once(model, images, answers, config, cost, share * before)
+        model = reestimate_bn(model, images) if fine_tune is None else fine_tune(model)
+    structure = discover(model, shape)
+    taps = {
+        name: _used_taps(model.get_submodule(name), config)
+        for name in sliceable(model, structure, config)
+    }
+    return model.eval(), SliceReport(taps, before, cost(model, shape))
+
+
+def sort_channels(model: nn.Module, images: np.ndarray) -> nn.Module:
+    """Return a copy whose channels lie in the order of their relevance; outputs stay the same."""
+    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    scores = measure_relevance(model, structure, images)
+    order = {
+        space.identifier: np.argsort(-scores[space.identifier], kind="stable")
+        for space in trimmable(structure, scores)
+    }
+    return reorder_channels(model, structure, order).eval()
+
+
+def sliceable(model: nn.Module, structure: Structure, config: SliceConfig) -> list[str]:
+    """Return the dense convolutions whose slices can be lowered, in the order they run."""
+    names = []
+    for layer in structure.layers.values():
+        module = model.get_submodule(layer.name)
+        if layer.kind != "conv" or layer.name in config.skip or not module.weight.requires_grad:
+            continue
+        picture = structure.spaces[layer.inputs].producers == []
+        assert isinstance(module, nn.Conv2d)
+        can = config.shapes == "free" or max(module.kernel_size) > 1
+        if can and not picture:
+            names.append(layer.name)
+    return names
+
+
+def tap_importance(
+    model: nn.Module,
+    names: list[str],
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: SliceConfig,
+) -> dict[str, np.ndarray]:
+    """Return each tap's importance by layer: (groups, tiles, height, width) float64."""
+    model = copy.deepcopy(model).eval()
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weights[name] = weight
+    totals = {name: torch.zeros(_blocks(weights[name], config).shape[:4]) for name in names}
+    device = device_of(model)
+    target = torch.from_numpy(np.asarray(labels)).to(device)
+    count = 0
+    for start, x in enumerate(batches(images, config.batch_size, device)):
+        model.zero_grad(set_to_none=True)
+        first = start * config.batch_size
+        functional.cross_entropy(model(x), target[first : first + len(x)]).backward()
+        for name, weight in weights.items():
+            assert weight.grad is not None
+            taken = _blocks(weight.detach() * weight.grad, config)
+            totals[name] += taken.sum(dim=4).square().cpu()
+        count += 1
+    return {name: total.double().numpy() / count for name, total in totals.items()}
+
+
+def _blocks(weight: Tensor, config: SliceConfig) -> Tensor:
+    """Cut (outputs, inputs, h, w) into taps: (groups, tiles, h, w, tn x ti), filled with zeros."""
+    outputs, inputs, height, width = weight.shape
+    groups, tiles = -(-outputs // config.tn), -(-inputs // config.ti)
+    full = weight.new_zeros(groups * config.tn, tiles * config.ti, height, width)
+    full[:outputs, :inputs] = weight
+    cut = full.reshape(groups, config.tn, tiles, config.ti, height, width)
+    return cut.permute(0, 2, 4, 5, 1, 3).flatten(4)
+
+
+def _used_taps(module: nn.Module, config: SliceConfig) -> np.ndarray:
+    """Return which taps hold a weight other than zero."""
+    assert isinstance(module, nn.Conv2d)
+    return (_blocks(module.weight.detach(), config) != 0).any(dim=4).cpu().numpy()
+
+
+def _lower_once(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: SliceConfig,
+    cost: Cost,
+    target: float,
+) -> nn.Module:
+    """Mask the least important taps, as few as bring the cost down to ``target``."""
+    shape = (images.shape[3], images.shape[1], images.shape[2])
+    structure = discover(model, shape)
+    names = sliceable(model, structure, config)
+    importance = tap_importance(model, names, images, labels, config)
+    moves = _moves(model, names, importance, structure, config)
+
+    def lowered(count: int) -> nn.Module:
+        trial = copy.deepcopy(model)
+        taps = {name: _used_taps(model.get_submodule(name), config) for name in names}
+        for name, group, tile, gone in moves[:count]:
+            taps[name][group, tile] &= ~gone
+        for name in names:
+            _mask_taps(trial.get_submodule(name), taps[name], importance[name], config)
+        return trial
+
+    if cost(lowered(len(moves)), shape) > target:
+        least = cost(lowered(len(moves)), shape) / target * config.keep
+        raise ValueError(
+            f"keep must be at least {least:.3f} for kernels of the shapes {config.shapes!r}, "
+            f"not {config.keep!r}; try shapes='free' or trimming channels first"
+        )
+    low, high = 0, len(moves)
+    while low < high:
+        middle = (low + high) // 2
+        if cost(lowered(middle), shape) <= target:
+            high = middle
+        else:
+            low = middle + 1
+    return lowered(low)
+
+
+_Move = tuple[str, int, int, np.ndarray]
+
+
+def _moves(
+    model: nn.Module,
+    names: list[str],
+    importance: dict[str, np.ndarray],
+    structure: Structure,
+    config: SliceConfig,
+) -> list[_Move]:
+    """List what may be taken from each slice, the least important per pixel first.
+
+    A move takes positions away; the moves of one slice come in an order that leaves one of the
+    allowed kernels after each.
+    """
+    scored: list[tuple[float, _Move]] = []
+    for name in names:
+        pixels = structure.layers[name].pixels
+        used = _used_taps(model.get_submodule(name), config)
+        for group, tile in product(*map(range, used.shape[:2])):
+            last = -np.inf
+            for gone, score in _ladder(used[group, tile], importance[name][group, tile], config):
+                # Never before the moves that it follows.
+                last = max(last, score / (pixels * max(int(gone.sum()), 1)))
+                scored.append((last, (name, group, tile, gone)))
+    return [move for _, move in sorted(scored, key=lambda item: item[0])]
+
+
+def _ladder(
+    used: np.ndarray, importance: np.ndarray, config: SliceConfig
+) -> list[tuple[np.ndarray, float]]:
+    """Return the moves of one slice from its kernel down, each with the importance it takes."""
+    steps: list[tuple[np.ndarray, float]] = []
+    if config.shapes == "free":
+        order = np.argsort(np.where(used, importance, np.inf), axis=None, kind="stable")
+        for position in order[: int(used.sum())]:
+            gone = np.zeros(used.shape, bool)
+            gone.flat[position] = True
+            steps.append((gone, float(importance.flat[position])))
+        return steps
+    while used.any():
+        smaller = [box for box in _boxes(used.shape, config.shapes) if (box & used).sum()]
+        smaller = [box for box in smaller if (used & ~box).any()]
+        if not smaller:
+            break
+        # The kernel that keeps most for the positions it takes away.
+        best = min(smaller, key=lambda box: importance[used & ~box].mean())
+        gone = used & ~best
+        steps.append((gone, float(importance[gone].sum())))
+        used = used & best
+    return steps
+
+
+def _boxes(shape: tuple[int, ...], shapes: Shapes) -> list[np.ndarray]:
+    """List the centred kernels inside of ``shape``."""
+    height, width = shape
+    boxes = []
+    for h, w in product(range(1, height + 1, 2), range(1, width + 1, 2)):
+        if shapes == "square" and h != w:
+            continue
+        box = np.zeros(shape, bool)
+        y, x = (height - h) // 2, (width - w) // 2
+        box[y : y + h, x : x + w] = True
+        boxes.append(box)
+    return boxes
+
+
+def _mask_taps(
+    module: nn.Module, taps: np.ndarray, importance: np.ndarray, config: SliceConfig
+) -> None:
+    """Put zeros, and a mask that keeps them, where taps are gone; a group keeps one at least."""
+    assert isinstance(module, nn.Conv2d)
+    for group in np.flatnonzero(~taps.any(axis=(1, 2, 3))):
+        taps[group].flat[int(importance[group].argmax())] = True
+    outputs, inputs = module.weight.shape[:2]
+    wide = taps.repeat(config.tn, axis=0).repeat(config.ti, axis=1)[:outputs, :inputs]
+    mask = torch.from_numpy(wide).to(module.weight)
+    held = getattr(module, MASK, None)
+    if held is None:
+        module.register_buffer(MASK, mask)
+    else:
+        held.mul_(mask)
+    with torch.no_grad():
+        module.weight.mul_(getattr(module, MASK))
