@@ -1,8 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression: methods that turn a model into a cheaper one, and the costs that judge them."""
 
-from hwgen.compress.budget import BudgetConfig, BudgetReport, Step, compress_to_budget
-from hwgen.compress.cost import Cost, macs, parameters, tap_steps
+from hwgen.compress.budget import (
+    BudgetConfig,
+    BudgetReport,
+    Step,
+    compress_to_budget,
+    tightest,
+)
+from hwgen.compress.cost import (
+    Cost,
+    for_machine,
+    macs,
+    parameters,
+    predicted_cycles,
+    tap_steps,
+)
 from hwgen.compress.cropping import (
     PredictorConfig,
     PredictorReport,
@@ -16,7 +29,14 @@ from hwgen.compress.cropping import (
     train_predictor,
 )
 from hwgen.compress.kernel_reduction import KernelConfig, KernelReport, bake, lower_kernels
+from hwgen.compress.linear_approximation import (
+    ApproximationConfig,
+    ApproximationReport,
+    approximate_maps,
+)
 from hwgen.compress.relevance import RelevanceConfig, RelevanceReport, trim_by_relevance
+from hwgen.compress.shrinking import ShrinkConfig, ShrinkPoint, ShrinkResult, shrink
+from hwgen.compress.slice_reduction import SliceConfig, SliceReport, lower_slices
 from hwgen.compress.structure import (
     Layer,
     Space,
@@ -28,6 +48,7 @@ from hwgen.compress.structure import (
 from hwgen.compress.training import (
     MEAN,
     STD,
+    Augment,
     TrainConfig,
     TrainReport,
     accuracy,
@@ -40,6 +61,9 @@ from hwgen.compress.training import (
 __all__ = [
     "MEAN",
     "STD",
+    "ApproximationConfig",
+    "ApproximationReport",
+    "Augment",
     "BudgetConfig",
     "BudgetReport",
     "Cost",
@@ -50,6 +74,11 @@ __all__ = [
     "PredictorReport",
     "RelevanceConfig",
     "RelevanceReport",
+    "ShrinkConfig",
+    "ShrinkPoint",
+    "ShrinkResult",
+    "SliceConfig",
+    "SliceReport",
     "Space",
     "Step",
     "Structure",
@@ -57,24 +86,30 @@ __all__ = [
     "TrainReport",
     "UnsupportedStructure",
     "accuracy",
+    "approximate_maps",
     "bake",
     "cam_boxes",
     "compress_to_budget",
     "crop_all",
     "discover",
+    "for_machine",
     "grad_cam",
     "iou",
     "jitter_boxes",
     "load_compressed",
     "lower_kernels",
+    "lower_slices",
     "macs",
     "normalise",
     "parameters",
     "predict",
     "predict_boxes",
+    "predicted_cycles",
     "reestimate_bn",
     "resize_all",
+    "shrink",
     "tap_steps",
+    "tightest",
     "train",
     "train_predictor",
     "trim_by_relevance",

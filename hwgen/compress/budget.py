@@ -4,15 +4,17 @@
 Nagaraju & Chandrachoodan, OJCAS 2023, section IV: given a loss that the user accepts, take again
 and again the step that saves most for the accuracy it loses, measured on validation data that the
 final figure never sees; where the last step is too long, bisect it. The steps here are to trim a
-group of channels (:mod:`hwgen.compress.relevance`) or to lower a group of kernels
-(:mod:`hwgen.compress.kernel_reduction`); the cost is any function of the model.
+group of channels (:mod:`hwgen.compress.relevance`), to make them up from those that stay
+(:mod:`hwgen.compress.linear_approximation`), or to lower a group of kernels
+(:mod:`hwgen.compress.kernel_reduction`); the cost is any function of the model. A method that has
+one knob for the whole network goes through :func:`tightest` instead.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +29,18 @@ from hwgen.compress.kernel_reduction import (
     lower_filters,
     lowerable,
 )
+from hwgen.compress.linear_approximation import (
+    ApproximationConfig,
+    approximable,
+    approximate_channels,
+    choose_dropped,
+)
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
 from hwgen.compress.structure import Structure, discover, load_compressed
 from hwgen.compress.training import Tick, reestimate_bn, save_atomically
 
-Method = Literal["trim", "lower"]
+Method = Literal["trim", "lower", "approximate"]
+_METHODS = ("trim", "lower", "approximate")
 Validate = Callable[[nn.Module], float]
 """From a model to its accuracy in [0, 1] on validation data."""
 
@@ -55,6 +64,8 @@ class BudgetConfig:
     kernels
         How kernels are lowered; its ``fraction``, ``layers``, ``align`` and ``retrain`` are not
         used.
+    approximation
+        How maps are made up; likewise, and they are always folded into those who read them.
     rejections
         Steps that may fail (each with its retraining) before the loop ends.
     max_steps
@@ -67,6 +78,7 @@ class BudgetConfig:
     align: int = 16
     statistic: Statistic = "mean_abs"
     kernels: KernelConfig = KernelConfig(importance="residual")
+    approximation: ApproximationConfig = ApproximationConfig()
     rejections: int = 3
     max_steps: int = 1000
 
@@ -74,8 +86,8 @@ class BudgetConfig:
         """Check the ranges."""
         if self.max_loss < 0:
             raise ValueError(f"max_loss must not be negative, not {self.max_loss!r}")
-        if not self.methods or set(self.methods) - {"trim", "lower"}:
-            raise ValueError(f"methods must be of 'trim' and 'lower', not {self.methods!r}")
+        if not self.methods or set(self.methods) - set(_METHODS):
+            raise ValueError(f"methods must be of {_METHODS!r}, not {self.methods!r}")
         if min(self.units, self.align, self.rejections) < 1:
             raise ValueError("units, align and rejections must be at least 1")
 
@@ -245,6 +257,10 @@ class _Loop:
             for space in structure.spaces.values():
                 if not space.frozen and space.producers and space.channels > self.config.align:
                     found.append(("trim", space.producers[0]))
+        if "approximate" in self.config.methods:
+            for space in approximable(self.model, structure, "folded"):
+                if space.channels > self.config.align:
+                    found.append(("approximate", space.producers[0]))
         if "lower" in self.config.methods:
             found += [("lower", name) for name in lowerable(self.model, structure)]
         return found
@@ -282,6 +298,8 @@ class _Loop:
         structure = discover(self.model, self.input_shape)
         if method == "trim":
             trial = self._trim(structure, target, units)
+        elif method == "approximate":
+            trial = self._approximate(structure, target, units)
         else:
             groups = kernel_units(self.model, structure, target, self.images, self._kernels())
             filters = np.sort(np.concatenate(groups[:units])) if groups else np.array([], int)
@@ -294,6 +312,23 @@ class _Loop:
 
     def _kernels(self) -> KernelConfig:
         return KernelConfig(**{**asdict(self.config.kernels), "align": self.config.align})
+
+    def _approximate(self, structure: Structure, target: str, units: int) -> nn.Module | None:
+        space, align = structure.space_of(target), self.config.align
+        going = min(units, -(-space.channels // align) - 1) * align
+        if going < 1:
+            return None
+        knobs = replace(
+            self.config.approximation,
+            fraction=going / space.channels,
+            align=align,
+            form="folded",
+            layers=None,
+        )
+        dropped = choose_dropped(self.model, structure, space, self.images, knobs)
+        if not len(dropped):
+            return None
+        return approximate_channels(self.model, structure, space, dropped, self.images, knobs)[0]
 
     def _trim(self, structure: Structure, target: str, units: int) -> nn.Module | None:
         space = structure.space_of(target)
@@ -333,10 +368,47 @@ class _Loop:
         self.measured = True
 
 
+def tightest(
+    build: Callable[[float], nn.Module],
+    levels: Sequence[float],
+    validate: Validate,
+    floor: float,
+) -> tuple[float, nn.Module] | None:
+    """Bisect for the last of ``levels`` whose network is accurate enough (OJCAS 2023, section IV).
+
+    Parameters
+    ----------
+    build
+        From a level to the compressed and retrained network.
+    levels
+        From the mildest to the hardest; accuracy is taken to fall along them.
+    validate
+        Measures accuracy.
+    floor
+        The least accuracy accepted.
+
+    Returns
+    -------
+    tuple or None
+        The level and its network, which was itself measured to be at or above the floor; None if
+        no level that was tried is.
+    """
+    found: tuple[float, nn.Module] | None = None
+    low, high = 0, len(levels)
+    while low < high:
+        middle = (low + high) // 2
+        model = build(levels[middle])
+        if validate(model) >= floor:
+            found, low = (levels[middle], model), middle + 1
+        else:
+            high = middle
+    return found
+
+
 def _digest(model: nn.Module, config: BudgetConfig, cost: Cost) -> str:
     """Return what a checkpoint must match: weights, knobs and the name of the cost."""
     digest = hashlib.sha256(repr((config, getattr(cost, "__qualname__", type(cost)))).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -16,8 +16,11 @@ from hwgen.compress import (
     accuracy,
     compress_to_budget,
     macs,
+    normalise,
     parameters,
+    reestimate_bn,
     tap_steps,
+    tightest,
     train,
 )
 
@@ -149,5 +152,38 @@ def test_an_interrupted_loop_goes_on_to_the_same_result(trained, tmp_path):
 def test_knobs_out_of_range_are_refused():
     with pytest.raises(ValueError, match="max_loss must not be negative"):
         BudgetConfig(max_loss=-0.1)
-    with pytest.raises(ValueError, match="methods must be of 'trim' and 'lower'"):
+    with pytest.raises(ValueError, match="methods must be of .*'approximate'"):
         BudgetConfig(methods=("prune",))
+
+
+def test_maps_are_made_up_where_they_can_be(trained):
+    model = copy.deepcopy(trained)
+    with torch.no_grad():  # channels 16 .. 31 of the first layer are those before them once more
+        model[0].weight[16:] = model[0].weight[:16]
+        for tensor in (*model[1].parameters(), model[1].running_mean, model[1].running_var):
+            tensor[16:] = tensor[:16]
+    config = BudgetConfig(max_loss=0.0, methods=("approximate",), max_steps=1, align=16)
+    small, report = compress_to_budget(model, CALIBRATION, validate, config)
+    assert [(step.method, step.target) for step in report.steps] == [("approximate", "0")]
+    assert small[0].out_channels == 16
+    same = normalise(CALIBRATION)
+    # Batch norms are estimated anew on the calibration images, in the comparison as well.
+    reference = reestimate_bn(model, CALIBRATION)
+    torch.testing.assert_close(small(same), reference(same), rtol=1e-3, atol=1e-3)
+
+
+def test_tightest_bisects_to_the_last_level_that_holds():
+    tried = []
+
+    def build(level: float) -> nn.Module:
+        tried.append(level)
+        return nn.Linear(1, 1)
+
+    accuracies = {0.9: 0.99, 0.7: 0.98, 0.5: 0.97, 0.3: 0.91, 0.2: 0.8, 0.1: 0.5, 0.05: 0.2}
+    levels = list(accuracies)
+    for floor, expected in ((0.9, 0.3), (0.975, 0.7), (0.1, 0.05)):
+        tried.clear()
+        found = tightest(build, levels, lambda _: accuracies[tried[-1]], floor)
+        assert found is not None and found[0] == expected
+        assert len(tried) <= 3
+    assert tightest(build, levels, lambda _: accuracies[tried[-1]], 0.999) is None

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: ResNet-20, ResNet-56 and VGG-16-BN on CIFAR-10's JPEG copy, and DepGraph.
+
+Everybody starts from one baseline, has the same data, epochs and teacher, and is not chosen by
+anything: each row is one run of a fixed recipe, measured once on the test split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.compression import baselines, rivals, rows
+from benchmarks.compression.data import load
+from hwgen.boards import load_board
+from hwgen.compress import cost
+from hwgen.compress.slice_reduction import SliceConfig, lower_slices
+from hwgen.compress.structure import load_compressed
+from hwgen.compress.training import (
+    Augment,
+    Tick,
+    TrainConfig,
+    accuracy,
+    save_atomically,
+    train,
+)
+from hwgen.datasets import Splits
+
+DATA = "cifar10-jpeg"
+TABLE = "cifar"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One network's compression: what is left of which cost, and the fine-tuning.
+
+    Attributes
+    ----------
+    keep
+        Share of the cost that is left.
+    by
+        "cycles" (steps of the machine) or "macs".
+    rounds
+        Rounds of the slices' schedule; each but the last is followed by one epoch.
+    epochs
+        Of fine-tuning in all, for ours and for the rivals.
+    """
+
+    network: str
+    keep: float
+    by: str
+    rounds: int
+    epochs: int
+    learning_rate: float = 0.02
+
+
+RECIPES = (
+    Recipe("ResNet-20", 0.45, "cycles", 3, 10),
+    Recipe("ResNet-56", 0.37, "cycles", 3, 8),
+    Recipe("VGG-16-BN", 0.32, "macs", 3, 5),
+)
+METHODS = ("slices", "DepGraph at equal MACs", "DepGraph at equal cycles")
+
+
+def run(
+    recipe: Recipe, method: str, data: Path, folder: Path, seed: int, tick: Tick | None
+) -> rows.Row:
+    """Measure one row."""
+    splits = load(DATA, data)
+    base = baselines.trained(baselines.find(recipe.network, DATA), splits, data, folder, seed, tick)
+    torch.manual_seed(seed)
+    model, more = stage(
+        folder / f"{recipe.network}-{method.replace(' ', '-')}-{seed}.pt",
+        base,
+        lambda: _compressed(recipe, method, base, splits, folder, seed, tick),
+    )
+    return measured(
+        TABLE, recipe.network, DATA, method, base, model, splits, seed, recipe.epochs, more
+    )
+
+
+def stage(
+    path: Path, base: nn.Module, build: Callable[[], tuple[nn.Module, dict[str, Any]]]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a finished network, or build and keep it."""
+    if not path.exists():
+        began = time.perf_counter()
+        model, more = build()
+        more["seconds"] = round(time.perf_counter() - began)
+        save_atomically({"model": model.state_dict(), "more": more}, path)
+    held = torch.load(path, weights_only=True)
+    return load_compressed(base, held["model"]).eval(), held["more"]
+
+
+def measured(
+    table: str,
+    network: str,
+    data: str,
+    method: str,
+    base: nn.Module,
+    model: nn.Module,
+    splits: Splits,
+    seed: int,
+    epochs: float,
+    more: dict[str, Any],
+    note: str = "",
+) -> rows.Row:
+    """Measure a network and its baseline on the test split, and what both cost."""
+    test, calibration = splits.test, rows.calibration_images(splits)
+    side = test.images.shape[1]
+    before, after = rows.costs(base, side), rows.costs(model, side)
+    return rows.Row(
+        table=table,
+        network=network,
+        data=data,
+        method=method,
+        seed=seed,
+        device=rows.device_name(),
+        epochs=epochs,
+        baseline_accuracy=accuracy(base, test.images, test.labels),
+        accuracy=accuracy(model, test.images, test.labels),
+        int8_accuracy=rows.int8_accuracy(model, calibration, test.images, test.labels),
+        baseline_macs=before[0],
+        macs=after[0],
+        baseline_parameters=before[1],
+        parameters=after[1],
+        baseline_cycles=before[2],
+        cycles=after[2],
+        note=note,
+        more=more,
+    )
+
+
+def tuning(recipe: Recipe, epochs: int, seed: int) -> TrainConfig:
+    """Return the fine-tuning that all methods share."""
+    return TrainConfig(
+        epochs=epochs,
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=recipe.learning_rate,
+        weight_decay=5e-4,
+        label_smoothing=0.0,
+        distill_weight=0.7,
+        distill_temperature=3.0,
+        augment=Augment(flip=True, shift=4),
+        precision="bfloat16",
+        seed=seed,
+    )
+
+
+def _compressed(
+    recipe: Recipe,
+    method: str,
+    base: nn.Module,
+    splits: Splits,
+    folder: Path,
+    seed: int,
+    tick: Tick | None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    config = load_board(rows.BOARD).config
+    steps = cost.for_machine(config)
+    shape = (3, 32, 32)
+    images = rows.calibration_images(splits, 2000, seed)
+    spent = 0
+
+    def tuned(model: nn.Module, epochs: int) -> nn.Module:
+        nonlocal spent
+        name = f"{recipe.network}-{method.replace(' ', '-')}-{seed}-{spent}.checkpoint"
+        result, _ = train(
+            model,
+            lambda _: (splits.train.images, splits.train.labels),
+            replace(tuning(recipe, epochs, seed), seed=seed + 100 * spent),
+            teacher=base,
+            checkpoint=folder / name,
+            progress=tick,
+            name=f"{recipe.network} {method}",
+        )
+        spent += epochs
+        return result
+
+    if method == "slices":
+        count = iter(range(1, recipe.rounds + 1))
+
+        def fine_tune(model: nn.Module) -> nn.Module:
+            last = next(count) == recipe.rounds
+            return tuned(model, recipe.epochs - spent if last else 1)
+
+        knobs = SliceConfig(keep=recipe.keep, shapes="free", rounds=recipe.rounds)
+        chosen = steps if recipe.by == "cycles" else cost.macs
+        model, _ = lower_slices(base, images, knobs, cost=chosen, fine_tune=fine_tune)
+        return model, {"knobs": repr(knobs)}
+    ours = torch.load(folder / f"{recipe.network}-slices-{seed}.pt", weights_only=True)
+    mine = load_compressed(base, ours["model"])
+    by = cost.macs if method.endswith("MACs") else steps
+    model = rivals.depgraph(base, 32, by, by(mine, shape))
+    return tuned(model, recipe.epochs), {}

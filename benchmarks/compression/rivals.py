@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: how others choose what to prune, through the same costs and fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwgen.compress.cost import Cost
+from hwgen.compress.relevance import measure_relevance, remove_channels, trimmable
+from hwgen.compress.structure import Space, Structure, discover
+
+
+def depgraph(
+    model: nn.Module, side: int, cost: Cost, target: float, last: str = "linear", steps: int = 400
+) -> nn.Module:
+    """Prune groups by DepGraph (Fang et al., CVPR 2023) until ``cost`` is at most ``target``.
+
+    Torch-Pruning's group L2 norm, ranked over the whole network, in small steps. Returns a copy.
+
+    Raises
+    ------
+    ValueError
+        If the pruner comes to its end before the target.
+    """
+    import torch_pruning as tp
+
+    model = copy.deepcopy(model).eval()
+    shape = (3, side, side)
+    pruner = tp.pruner.BasePruner(
+        model,
+        torch.zeros(1, *shape),
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=1.0,
+        max_pruning_ratio=0.95,
+        iterative_steps=steps,
+        ignored_layers=[model.get_submodule(last)],
+    )
+    reached = cost(model, shape)
+    for _ in range(steps):
+        if reached <= target:
+            return model
+        pruner.step()
+        reached = min(reached, cost(model, shape))
+    raise ValueError(f"DepGraph's least cost is {reached:.0f}, not {target:.0f}")
+
+
+Score = Callable[[nn.Module, Structure, Space], np.ndarray]
+
+
+def _weights(model: nn.Module, structure: Structure, space: Space) -> list[np.ndarray]:
+    names = [*space.producers, *space.depthwise]
+    tensors = [model.get_submodule(name).weight.detach() for name in names]
+    return [tensor.reshape(len(tensor), -1).double().numpy() for tensor in tensors]
+
+
+def l1(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
+    """Score filters by the sum of their absolute weights (Li et al., ICLR 2017)."""
+    return np.sum([np.abs(w).sum(axis=1) for w in _weights(model, structure, space)], axis=0)
+
+
+def fpgm(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
+    """Score filters by their distance from all others (He et al., CVPR 2019)."""
+    total = np.zeros(space.channels)
+    for w in _weights(model, structure, space):
+        squares = (w**2).sum(axis=1)
+        distance = squares[:, None] + squares - 2 * w @ w.T
+        total += np.sqrt(np.maximum(distance, 0)).sum(axis=1)
+    return total
+
+
+def slimming(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
+    """Score channels by their batch norm's scale (Liu et al., ICCV 2017)."""
+    scales = [model.get_submodule(name).weight.detach().abs() for name in space.batch_norms]
+    return torch.stack(scales).sum(dim=0).double().numpy()
+
+
+def random_scores(seed: int) -> Score:
+    """Return scores that mean nothing."""
+    rng = np.random.default_rng(seed)
+    return lambda model, structure, space: rng.random(space.channels)
+
+
+def apoz(images: np.ndarray) -> Score:
+    """Return the share of activations above zero (Hu et al., 2016)."""
+
+    def score(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
+        scores = measure_relevance(model, structure, images, "fraction_active", False)
+        return scores[space.identifier]
+
+    return score
+
+
+def trim_by(
+    model: nn.Module, images: np.ndarray, score: Score, cost: Cost, target: float, align: int = 16
+) -> nn.Module:
+    """Trim the same share of every space by a score until ``cost`` is at most ``target``."""
+    shape = (3, images.shape[1], images.shape[2])
+    structure = discover(model, shape)
+    spaces = trimmable(structure, measure_relevance(model, structure, images[:8]))
+    scores = {space.identifier: score(model, structure, space) for space in spaces}
+    for share in np.arange(1.0, 0.0, -0.02):
+        kept = {}
+        for space in spaces:
+            count = int(np.ceil(share * space.channels / align)) * align
+            best = np.argsort(-scores[space.identifier], kind="stable")[:count]
+            kept[space.identifier] = np.sort(best)
+        trial = remove_channels(model, structure, kept)
+        if cost(trial, shape) <= target:
+            return trial
+    raise ValueError(f"trimming cannot bring the cost down to {target:.0f}")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: one row of the compression table, and the file that holds them all."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from hwgen.arch.files import write_json
+from hwgen.compress import cost
+from hwgen.compress.training import normalise
+from hwgen.datasets import Splits
+from hwgen.ir import run_quantized
+from hwgen.quantize import quantize_model
+
+RESULTS = Path(__file__).parents[1] / "results" / "compression.json"
+COMMAND = "make bench-compression DATA=FOLDER"
+BOARD = "pynq-z2"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network as it was measured.
+
+    Accuracies are shares of the test split, MACs and parameters those of the whole pipeline,
+    cycles those that the compiler's estimate predicts for one image at the board's configuration.
+    """
+
+    table: str
+    network: str
+    data: str
+    method: str
+    seed: int
+    device: str
+    epochs: float
+    baseline_accuracy: float
+    accuracy: float
+    int8_accuracy: float
+    baseline_macs: float
+    macs: float
+    baseline_parameters: float
+    parameters: float
+    baseline_cycles: float
+    cycles: float
+    note: str = ""
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int]:
+        """What tells a row from the others."""
+        return self.table, self.network, self.data, self.method, self.seed
+
+
+def read() -> list[Row]:
+    """Return the rows that are there."""
+    if not RESULTS.exists():
+        return []
+    return [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]]
+
+
+def has(table: str, network: str, data: str, method: str, seed: int) -> bool:
+    """Tell whether this row has been measured."""
+    return (table, network, data, method, seed) in {row.key for row in read()}
+
+
+def write(row: Row) -> None:
+    """Add a row, or replace the one of its key; several processes may do so at once."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with FileLock(str(RESULTS.with_suffix(".lock"))):
+        rows = {old.key: old for old in read()} | {row.key: row}
+        ordered = [asdict(rows[key]) for key in sorted(rows)]
+        write_json(RESULTS, {"command": COMMAND, "board": BOARD, "rows": ordered})
+
+
+def device_name() -> str:
+    """Name what trains here."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread)"
+
+
+def int8_accuracy(
+    model: nn.Module, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray
+) -> float:
+    """Return the accuracy of the integers that the machine runs, quantized after training."""
+    model = model.cpu().eval()
+    inputs = normalise(calibration)
+    graph = quantize_model(model, inputs[:1], inputs)
+    logits = run_quantized(graph, normalise(images).numpy())
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def costs(model: nn.Module, side: int) -> tuple[float, float, float]:
+    """Return MACs, parameters and predicted cycles."""
+    shape = (3, side, side)
+    return (
+        cost.macs(model, shape),
+        cost.parameters(model, shape),
+        cost.predicted_cycles(model, shape, BOARD),
+    )
+
+
+def calibration_images(splits: Splits, count: int = 256, seed: int = 0) -> np.ndarray:
+    """Return training images to calibrate and to measure relevance with."""
+    rng = np.random.default_rng(seed)
+    return splits.train.images[rng.choice(len(splits.train), count, replace=False)]

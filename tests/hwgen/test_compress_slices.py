@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generator tests: slices of kernels."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.compress import macs, tap_steps
+from hwgen.compress.cost import for_machine
+from hwgen.compress.slice_reduction import (
+    SliceConfig,
+    lower_slices,
+    sliceable,
+    sort_channels,
+    tap_importance,
+)
+from hwgen.compress.structure import discover
+from hwgen.compress.training import Augment, TrainConfig, normalise, train
+from hwgen.passes.order_channels import order_channels
+from hwgen.passes.tile import tile
+from hwgen.quantize import quantize_model
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def model():
+    """Stem of 16, then 32 and 32 channels: groups and tiles of both numbers."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 5, padding=2, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return net.eval()
+
+
+def test_sorted_channels_compute_the_same(model, images) -> None:
+    model = model.double()
+    x = normalise(images).double()
+    with torch.no_grad():
+        before = model(x)
+        after = sort_channels(model.float(), images).double()(x)
+    assert not torch.equal(sort_channels(model.float(), images)[3].weight, model[3].weight)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
+def test_importance_is_the_squared_sum_of_weight_times_gradient(model, images, rng) -> None:
+    labels = rng.integers(0, 4, len(images))
+    config = SliceConfig(batch_size=12)
+    found = tap_importance(model, ["3", "6"], images, labels, config)
+    assert found["3"].shape == (2, 1, 3, 3)
+    assert found["6"].shape == (2, 2, 5, 5)
+    expected = 0.0
+    for part in (slice(0, 12), slice(12, 24)):
+        net = copy.deepcopy(model)
+        functional.cross_entropy(
+            net(normalise(images[part])), torch.from_numpy(labels[part])
+        ).backward()
+        weight = net[6].weight
+        here = (weight * weight.grad).detach()[16:32, 0:16, 2, 3]
+        expected += float(here.sum()) ** 2 / 2
+    assert found["6"][1, 0, 2, 3] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_tap_without_effect_goes_first(model, images) -> None:
+    with torch.no_grad():
+        model[6].weight[:, :, 0, 4] *= 1e-7
+    config = SliceConfig(keep=1 - 1e-6)
+    before = tap_steps(model, (3, 16, 16))
+    lowered, report = lower_slices(model, images, config)
+    gone = np.argwhere(~report.taps["6"])
+    assert len(gone) == 1 and gone[0, 2:].tolist() == [0, 4]
+    assert before - report.cost_after == 16 * 16
+
+
+@pytest.mark.parametrize("shapes", ["square", "rectangle", "free"])
+def test_the_cost_is_met_by_kernels_of_the_shapes(model, images, shapes) -> None:
+    keep = 0.4
+    lowered, report = lower_slices(model, images, SliceConfig(keep=keep, shapes=shapes))
+    assert report.cost_before == tap_steps(model, (3, 16, 16))
+    assert report.cost_after == tap_steps(lowered, (3, 16, 16)) <= keep * report.cost_before
+    # No more was taken than had to be: the smallest step of these shapes is 24 taps.
+    assert report.cost_after > keep * report.cost_before - 25 * 16 * 16
+    if shapes == "free":
+        return
+    for taps in report.taps.values():
+        for kernel in taps.reshape(-1, *taps.shape[2:]):
+            if not kernel.any():
+                continue
+            rows, columns = kernel.any(axis=1), kernel.any(axis=0)
+            assert kernel.sum() == rows.sum() * columns.sum()
+            assert (kernel == kernel[::-1, ::-1]).all()
+            if shapes == "square":
+                assert rows.sum() == columns.sum()
+
+
+def test_what_is_saved_in_macs_is_saved_in_steps(model, images) -> None:
+    lowered, report = lower_slices(model, images, SliceConfig(keep=0.5))
+    saved = macs(model, (3, 16, 16)) - macs(lowered, (3, 16, 16))
+    assert saved == 256 * (report.cost_before - report.cost_after) > 0
+
+
+def test_the_compiler_finds_every_tap_that_was_taken(model, images) -> None:
+    config = AcceleratorConfig()
+    x = normalise(images)
+
+    def taps(net: nn.Module) -> int:
+        graph = quantize_model(net, x[:1], x, observer="minmax")
+        lowered = tile(graph, order_channels(graph, config.ti), config)
+        return sum(len(group.taps) for layer in lowered.layers for group in layer.groups)
+
+    lowered, report = lower_slices(model, images, SliceConfig(keep=0.35))
+    gone = sum(int((~used).sum()) for used in report.taps.values())
+    assert taps(model) - taps(lowered) == gone > 0
+
+
+def test_tuning_leaves_the_zeros_and_rounds_reach_the_same_cost(model, images, rng) -> None:
+    labels = rng.integers(0, 4, len(images))
+    knobs = TrainConfig(epochs=1, batch_size=8, augment=Augment(flip=True, shift=1))
+    calls = []
+
+    def fine_tune(net: nn.Module) -> nn.Module:
+        calls.append(tap_steps(net, (3, 16, 16)))
+        return train(net, lambda _: (images, labels), knobs)[0]
+
+    config = SliceConfig(keep=0.3, rounds=2)
+    tuned, report = lower_slices(model, images, config, fine_tune=fine_tune, labels=labels)
+    assert len(calls) == 2 and calls[0] > calls[1] == report.cost_after
+    assert report.cost_after <= 0.3 * report.cost_before
+    assert tap_steps(tuned, (3, 16, 16)) == calls[1]
+
+
+def test_the_first_layer_and_frozen_ones_are_left_alone(model, images) -> None:
+    model[3].weight.requires_grad_(False)
+    structure = discover(model, (3, 16, 16))
+    assert sliceable(model, structure, SliceConfig()) == ["6"]
+    assert sliceable(model, structure, SliceConfig(skip=("6",))) == []
+
+
+def test_what_cannot_be_reached_is_said(model, images) -> None:
+    with pytest.raises(ValueError, match=r"keep must be at least 0\.\d+ for kernels of the shapes"):
+        lower_slices(model, images, SliceConfig(keep=0.01))
+    with pytest.raises(ValueError, match="keep must be in"):
+        SliceConfig(keep=0)
+    with pytest.raises(ValueError, match="shapes must be"):
+        SliceConfig(shapes="round")
+    with pytest.raises(ValueError, match="at least 1"):
+        SliceConfig(tn=0)
+
+
+def test_the_machines_steps_know_tp_and_the_folded_picture(model) -> None:
+    config = AcceleratorConfig(tp=2)
+    # Stem: 3 folded taps; 9 taps twice; 25 x 2 taps twice; pool: 256 window places for 2 groups;
+    # linear: 2 tiles, NFU-3 takes 2.
+    pairs = 16 * 8
+    steps = pairs * 3 + pairs * 2 * 9 + pairs * 2 * 50 + 2 * 256 + 2
+    assert for_machine(config)(model, (3, 16, 16)) == steps
