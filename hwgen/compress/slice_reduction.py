@@ -8,11 +8,15 @@ its kernel positions is one step of the array. So a slice's kernel may shrink by
 
 Channels are first sorted by relevance, once and for all spaces, which changes no output. From then
 on groups and tiles are runs of neighbours, whatever is lowered later, and the compiler finds them.
+
+With "free", linear layers and a first layer that folds its picture's neighbours take part too, in
+the form that the machine gives them (:class:`_Form`).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -24,7 +28,7 @@ from torch.nn import functional
 
 from hwgen.compress.cost import Cost, tap_steps
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
-from hwgen.compress.structure import Structure, discover
+from hwgen.compress.structure import Layer, Structure, discover
 from hwgen.compress.training import MASK, batches, device_of, predict, reestimate_bn
 
 Shapes = Literal["square", "rectangle", "free"]
@@ -46,7 +50,7 @@ class SliceConfig:
     rounds
         The cost goes down in so many equal ratios, with ``fine_tune`` after each.
     skip
-        Layers left alone. The first layer always is: its tiles are folded pixels.
+        Layers left alone.
     batch_size
         Images whose gradients are added before they are squared.
     """
@@ -136,8 +140,8 @@ def lower_slices(
         model = reestimate_bn(model, images) if fine_tune is None else fine_tune(model)
     structure = discover(model, shape)
     taps = {
-        name: _used_taps(model.get_submodule(name), config)
-        for name in sliceable(model, structure, config)
+        name: _used_taps(model.get_submodule(name), form, config)
+        for name, form in sliceable(model, structure, config).items()
     }
     return model.eval(), SliceReport(taps, before, cost(model, shape))
 
@@ -153,24 +157,73 @@ def sort_channels(model: nn.Module, images: np.ndarray) -> nn.Module:
     return reorder_channels(model, structure, order).eval()
 
 
-def sliceable(model: nn.Module, structure: Structure, config: SliceConfig) -> list[str]:
-    """Return the dense convolutions whose slices can be lowered, in the order they run."""
-    names = []
+def sliceable(model: nn.Module, structure: Structure, config: SliceConfig) -> dict[str, _Form]:
+    """Return the layers whose slices can be lowered, in the order they run, and their forms."""
+    forms = {}
     for layer in structure.layers.values():
         module = model.get_submodule(layer.name)
-        if layer.kind != "conv" or layer.name in config.skip or not module.weight.requires_grad:
+        trained = isinstance(module.weight, Tensor) and module.weight.requires_grad
+        if layer.kind not in ("conv", "linear") or layer.name in config.skip or not trained:
             continue
-        picture = structure.spaces[layer.inputs].producers == []
-        assert isinstance(module, nn.Conv2d)
-        can = config.shapes == "free" or max(module.kernel_size) > 1
-        if can and not picture:
-            names.append(layer.name)
-    return names
+        form = _form(module, layer, structure, config)
+        plain = form.fold == form.repeat == 1 and layer.kind == "conv"
+        if config.shapes == "free" or (plain and max(form.shape[2:]) > 1):
+            forms[layer.name] = form
+    return forms
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A layer as the machine computes it: a dense convolution.
+
+    Attributes
+    ----------
+    shape
+        Of the layer's own weight.
+    fold
+        Neighbours of a row that share a word: they are channels then, and the kernel is narrower.
+    repeat
+        Positions of each input channel of a linear layer behind a flatten: they are its kernel.
+    """
+
+    shape: tuple[int, ...]
+    fold: int = 1
+    repeat: int = 1
+
+    def spread(self, weight: Tensor) -> Tensor:
+        """Return a weight as (outputs, inputs, height, width)."""
+        if weight.ndim == 2:
+            return weight.reshape(len(weight), -1, self.repeat, 1)
+        if self.fold == 1:
+            return weight
+        outputs, inputs, height, width = weight.shape
+        full = functional.pad(weight, (0, -width % self.fold))
+        columns = full.reshape(outputs, inputs, height, -1, self.fold)
+        return columns.permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """Undo :meth:`spread`."""
+        if len(self.shape) == 2 or self.fold == 1:
+            return spread.reshape(self.shape)
+        outputs, inputs, height, width = self.shape
+        columns = spread.reshape(outputs, inputs, self.fold, height, -1).permute(0, 1, 3, 4, 2)
+        return columns.flatten(3)[..., :width]
+
+
+def _form(module: nn.Module, layer: Layer, structure: Structure, config: SliceConfig) -> _Form:
+    """Return the form that the machine gives a layer."""
+    assert isinstance(module.weight, Tensor)
+    shape = tuple(module.weight.shape)
+    if not isinstance(module, nn.Conv2d):
+        return _Form(shape, repeat=layer.repeat)
+    picture = not structure.spaces[layer.inputs].producers
+    fold = min(config.ti // shape[1], shape[3]) if picture else 1
+    return _Form(shape, fold=max(fold, 1))
 
 
 def tap_importance(
     model: nn.Module,
-    names: list[str],
+    forms: Mapping[str, _Form],
     images: np.ndarray,
     labels: np.ndarray,
     config: SliceConfig,
@@ -178,11 +231,12 @@ def tap_importance(
     """Return each tap's importance by layer: (groups, tiles, height, width) float64."""
     model = copy.deepcopy(model).eval()
     weights: dict[str, Tensor] = {}
-    for name in names:
+    totals: dict[str, Tensor] = {}
+    for name, form in forms.items():
         weight = model.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         weights[name] = weight
-    totals = {name: torch.zeros(_blocks(weights[name], config).shape[:4]) for name in names}
+        totals[name] = torch.zeros(_blocks(form.spread(weight), config).shape[:4])
     device = device_of(model)
     target = torch.from_numpy(np.asarray(labels)).to(device)
     count = 0
@@ -192,7 +246,7 @@ def tap_importance(
         functional.cross_entropy(model(x), target[first : first + len(x)]).backward()
         for name, weight in weights.items():
             assert weight.grad is not None
-            taken = _blocks(weight.detach() * weight.grad, config)
+            taken = _blocks(forms[name].spread(weight.detach() * weight.grad), config)
             totals[name] += taken.sum(dim=4).square().cpu()
         count += 1
     return {name: total.double().numpy() / count for name, total in totals.items()}
@@ -208,10 +262,11 @@ def _blocks(weight: Tensor, config: SliceConfig) -> Tensor:
     return cut.permute(0, 2, 4, 5, 1, 3).flatten(4)
 
 
-def _used_taps(module: nn.Module, config: SliceConfig) -> np.ndarray:
+def _used_taps(module: nn.Module, form: _Form, config: SliceConfig) -> np.ndarray:
     """Return which taps hold a weight other than zero."""
-    assert isinstance(module, nn.Conv2d)
-    return (_blocks(module.weight.detach(), config) != 0).any(dim=4).cpu().numpy()
+    assert isinstance(module.weight, Tensor)
+    spread = form.spread(module.weight.detach())
+    return (_blocks(spread, config) != 0).any(dim=4).cpu().numpy()
 
 
 def _lower_once(
@@ -225,17 +280,20 @@ def _lower_once(
     """Mask the least important taps, as few as bring the cost down to ``target``."""
     shape = (images.shape[3], images.shape[1], images.shape[2])
     structure = discover(model, shape)
-    names = sliceable(model, structure, config)
-    importance = tap_importance(model, names, images, labels, config)
-    moves = _moves(model, names, importance, structure, config)
+    forms = sliceable(model, structure, config)
+    importance = tap_importance(model, forms, images, labels, config)
+    used = {
+        name: _used_taps(model.get_submodule(name), form, config) for name, form in forms.items()
+    }
+    moves = _moves(used, importance, structure, config)
 
     def lowered(count: int) -> nn.Module:
         trial = copy.deepcopy(model)
-        taps = {name: _used_taps(model.get_submodule(name), config) for name in names}
+        taps = {name: held.copy() for name, held in used.items()}
         for name, group, tile, gone in moves[:count]:
             taps[name][group, tile] &= ~gone
-        for name in names:
-            _mask_taps(trial.get_submodule(name), taps[name], importance[name], config)
+        for name, form in forms.items():
+            _mask_taps(trial.get_submodule(name), form, taps[name], importance[name], config)
         return trial
 
     if cost(lowered(len(moves)), shape) > target:
@@ -258,9 +316,8 @@ _Move = tuple[str, int, int, np.ndarray]
 
 
 def _moves(
-    model: nn.Module,
-    names: list[str],
-    importance: dict[str, np.ndarray],
+    used: Mapping[str, np.ndarray],
+    importance: Mapping[str, np.ndarray],
     structure: Structure,
     config: SliceConfig,
 ) -> list[_Move]:
@@ -270,12 +327,11 @@ def _moves(
     allowed kernels after each.
     """
     scored: list[tuple[float, _Move]] = []
-    for name in names:
+    for name, taps in used.items():
         pixels = structure.layers[name].pixels
-        used = _used_taps(model.get_submodule(name), config)
-        for group, tile in product(*map(range, used.shape[:2])):
+        for group, tile in product(*map(range, taps.shape[:2])):
             last = -np.inf
-            for gone, score in _ladder(used[group, tile], importance[name][group, tile], config):
+            for gone, score in _ladder(taps[group, tile], importance[name][group, tile], config):
                 # Never before the moves that it follows.
                 last = max(last, score / (pixels * max(int(gone.sum()), 1)))
                 scored.append((last, (name, group, tile, gone)))
@@ -322,15 +378,19 @@ def _boxes(shape: tuple[int, ...], shapes: Shapes) -> list[np.ndarray]:
 
 
 def _mask_taps(
-    module: nn.Module, taps: np.ndarray, importance: np.ndarray, config: SliceConfig
+    module: nn.Module,
+    form: _Form,
+    taps: np.ndarray,
+    importance: np.ndarray,
+    config: SliceConfig,
 ) -> None:
     """Put zeros, and a mask that keeps them, where taps are gone; a group keeps one at least."""
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module.weight, Tensor)
     for group in np.flatnonzero(~taps.any(axis=(1, 2, 3))):
         taps[group].flat[int(importance[group].argmax())] = True
-    outputs, inputs = module.weight.shape[:2]
+    outputs, inputs = form.spread(module.weight).shape[:2]
     wide = taps.repeat(config.tn, axis=0).repeat(config.ti, axis=1)[:outputs, :inputs]
-    mask = torch.from_numpy(wide).to(module.weight)
+    mask = form.gather(torch.from_numpy(wide).to(module.weight)).contiguous()
     held = getattr(module, MASK, None)
     if held is None:
         module.register_buffer(MASK, mask)

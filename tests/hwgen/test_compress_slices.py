@@ -16,6 +16,7 @@ from hwgen.compress import macs, tap_steps
 from hwgen.compress.cost import for_machine
 from hwgen.compress.slice_reduction import (
     SliceConfig,
+    _Form,
     lower_slices,
     sliceable,
     sort_channels,
@@ -71,7 +72,8 @@ def test_sorted_channels_compute_the_same(model, images) -> None:
 def test_importance_is_the_squared_sum_of_weight_times_gradient(model, images, rng) -> None:
     labels = rng.integers(0, 4, len(images))
     config = SliceConfig(batch_size=12)
-    found = tap_importance(model, ["3", "6"], images, labels, config)
+    forms = sliceable(model, discover(model, (3, 16, 16)), config)
+    found = tap_importance(model, forms, images, labels, config)
     assert found["3"].shape == (2, 1, 3, 3)
     assert found["6"].shape == (2, 2, 5, 5)
     expected = 0.0
@@ -119,7 +121,7 @@ def test_the_cost_is_met_by_kernels_of_the_shapes(model, images, shapes) -> None
 
 
 def test_what_is_saved_in_macs_is_saved_in_steps(model, images) -> None:
-    lowered, report = lower_slices(model, images, SliceConfig(keep=0.5))
+    lowered, report = lower_slices(model, images, SliceConfig(keep=0.5, skip=("0", "11")))
     saved = macs(model, (3, 16, 16)) - macs(lowered, (3, 16, 16))
     assert saved == 256 * (report.cost_before - report.cost_after) > 0
 
@@ -154,11 +156,51 @@ def test_tuning_leaves_the_zeros_and_rounds_reach_the_same_cost(model, images, r
     assert tap_steps(tuned, (3, 16, 16)) == calls[1]
 
 
-def test_the_first_layer_and_frozen_ones_are_left_alone(model, images) -> None:
+def test_layers_left_alone(model, images) -> None:
     model[3].weight.requires_grad_(False)
     structure = discover(model, (3, 16, 16))
-    assert sliceable(model, structure, SliceConfig()) == ["6"]
-    assert sliceable(model, structure, SliceConfig(skip=("6",))) == []
+    assert list(sliceable(model, structure, SliceConfig())) == ["0", "6", "11"]
+    assert list(sliceable(model, structure, SliceConfig(shapes="square"))) == ["0", "6"][1:]
+    assert list(sliceable(model, structure, SliceConfig(skip=("6", "0", "11")))) == []
+
+
+def test_forms_of_the_machine_come_back_as_they_went(rng) -> None:
+    weight = torch.from_numpy(rng.normal(size=(16, 3, 7, 7)))
+    folded = _Form((16, 3, 7, 7), fold=5)
+    spread = folded.spread(weight)
+    assert spread.shape == (16, 15, 7, 2)
+    assert torch.equal(spread[:, 2 * 5 + 3, 4, 0], weight[:, 2, 4, 3])
+    assert torch.equal(spread[:, 1 * 5 + 1, 6, 1], weight[:, 1, 6, 6])
+    assert torch.equal(folded.gather(spread), weight)
+    flat = torch.from_numpy(rng.normal(size=(8, 32 * 4)))
+    behind_flatten = _Form((8, 128), repeat=4)
+    assert torch.equal(behind_flatten.spread(flat)[:, 5, 2, 0], flat[:, 5 * 4 + 2])
+    assert torch.equal(behind_flatten.gather(behind_flatten.spread(flat)), flat)
+
+
+def test_a_linear_layer_and_the_stem_give_whole_taps(rng) -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Flatten(), nn.Linear(16 * 16, 32), nn.ReLU(), nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    pictures = rng.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    config = AcceleratorConfig()
+    cost = for_machine(config)
+    # Stem: 5 rows of 5 folded columns; linear: 16 positions for 2 groups; then 2 tiles.
+    assert cost(net, (3, 16, 16)) == 256 * 5 + 16 * 16 + 2 * 16 + 2
+    lowered, report = lower_slices(net, pictures, SliceConfig(keep=0.6), cost=cost)
+    assert report.taps["0"].shape == (1, 1, 5, 1) and report.taps["4"].shape == (2, 1, 16, 1)
+    kept = [int(taps.sum()) for taps in report.taps.values()]
+    assert report.cost_after == 256 * kept[0] + 16 * 16 + kept[1] + kept[2]
+    x = normalise(pictures)
+
+    def taps(model: nn.Module) -> int:
+        graph = quantize_model(model, x[:1], x, observer="minmax")
+        tiled = tile(graph, order_channels(graph, config.ti), config)
+        return sum(len(group.taps) for layer in tiled.layers for group in layer.groups)
+
+    assert taps(net) - taps(lowered) == 5 + 32 + 2 - sum(kept)
 
 
 def test_what_cannot_be_reached_is_said(model, images) -> None:
