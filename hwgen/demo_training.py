@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +166,7 @@ def train_demo(
     config
         The defaults of :class:`DemoConfig` if None.
     """
-    config = config or DemoConfig()
-    config = DemoConfig(**{**_shallow(config), "seed": seed})
+    config = replace(config or DemoConfig(), seed=seed)
     run = _Run(Path(cache_dir) / f"demo-{_digest(config)}", config, progress)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -180,11 +179,6 @@ def train_demo(
         return run.measure(frame_classifier, predictor, crop_classifier, compressed, report)
     finally:
         torch.set_num_threads(threads)
-
-
-def _shallow(config: DemoConfig) -> dict[str, Any]:
-    """Return the fields as they are (``asdict`` would turn the inner configs into dicts)."""
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def _digest(config: DemoConfig) -> str:
@@ -209,7 +203,7 @@ class _Run:
     built: bool = False
 
     def __post_init__(self) -> None:
-        frames = FrameConfig(**{**asdict(self.config.frames), "seed": self.config.seed})
+        frames = replace(self.config.frames, seed=self.config.seed)
         self.splits = self._frames(frames)
         torch.manual_seed(self.config.seed)
         self.new_classifier = models.demo_classifier(self.splits.train.num_classes)
@@ -295,7 +289,7 @@ class _Run:
 
     def seeded(self, knobs: TrainConfig) -> TrainConfig:
         """Return the knobs with the run's seed."""
-        return TrainConfig(**{**asdict(knobs), "seed": self.config.seed})
+        return replace(knobs, seed=self.config.seed)
 
     def predictor(self) -> nn.Module:
         """Train the foreground predictor on true boxes."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,8 +55,6 @@ def test_the_demo_trains_once_and_then_comes_from_the_cache(tmp_path):
 
 
 def test_an_error_in_the_other_process_is_told(tmp_path):
-    broken = DemoConfig(
-        **{**TINY.__dict__, "predictor": PredictorConfig(32, TrainConfig(epochs=1))}
-    )
+    broken = replace(TINY, predictor=PredictorConfig(32, TrainConfig(epochs=1)))
     with pytest.raises(RuntimeError, match="(?s)training of predictor ended with 1.*loss must be"):
         train_demo(tmp_path, 0, None, broken)
