@@ -32,14 +32,17 @@ def macs(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
     any of them has a weight other than zero there. Copies in an explicit linear approximation are
     no multiplications.
     """
+    return float(sum(layer_macs(model, input_shape).values()))
+
+
+def layer_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, int]:
+    """Return :func:`macs` by layer, in the order they run."""
     structure = discover(model, input_shape)
     order = kernel_orders(model, structure)
-    return float(
-        sum(
-            layer.pixels * _weights(model, structure, order, layer)
-            for layer in structure.layers.values()
-        )
-    )
+    return {
+        name: layer.pixels * _weights(model, structure, order, layer)
+        for name, layer in structure.layers.items()
+    }
 
 
 def parameters(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
@@ -114,24 +117,40 @@ def _group_steps(
     fold: bool,
 ) -> np.ndarray:
     """Return the taps that each group of a layer walks, (groups,)."""
+    taps = used_taps(model, structure, order, layer, tn, ti)
+    dense = layer.kind not in ("depthwise", "grouped")
+    if fold and dense and not structure.spaces[layer.inputs].producers:
+        module = model.get_submodule(layer.name)
+        if isinstance(module, nn.Conv2d) and ti // module.in_channels > 1:
+            columns = taps.reshape(*taps.shape[:2], *module.kernel_size)
+            neighbours = min(ti // module.in_channels, module.kernel_size[1])
+            taps = _any_in_groups(columns, 3, neighbours)
+    return taps.reshape(len(taps), -1).sum(axis=1)
+
+
+def used_taps(
+    model: nn.Module,
+    structure: Structure,
+    order: Mapping[int, np.ndarray],
+    layer: Layer,
+    tn: int = 16,
+    ti: int = 16,
+) -> np.ndarray:
+    """Return which taps a layer has: (groups of tn outputs, tiles of ti inputs, positions) bool.
+
+    Channels lie in the ``order`` that :func:`kernel_orders` returns. A depthwise layer has one
+    tile; the groups of a grouped one follow one another. Positions of a linear layer behind a
+    flatten are those that each input channel stood at.
+    """
     used = _used(model, layer.name)
     if layer.kind == "depthwise":
-        return _any_in_groups(used[order[layer.outputs], 0], 0, tn).sum(axis=1)
+        return _any_in_groups(used[order[layer.outputs]], 0, tn)
     if layer.kind == "grouped":
         # One group at a time: its filters share their inputs and nothing else.
-        groups = _groups(model, layer.name)
-        parts = used.reshape(groups, -1, *used.shape[1:])
-        cut = [_any_in_groups(_any_in_groups(p, 0, tn), 1, ti) for p in parts]
-        return np.concatenate([taps.reshape(len(taps), -1).sum(axis=1) for taps in cut])
-    neighbours = ti // used.shape[1] if fold and not structure.spaces[layer.inputs].producers else 1
+        parts = used.reshape(_groups(model, layer.name), -1, *used.shape[1:])
+        return np.concatenate([_any_in_groups(_any_in_groups(p, 0, tn), 1, ti) for p in parts])
     taps = _in_order(used, order[layer.inputs], layer.repeat)[order[layer.outputs]]
-    taps = _any_in_groups(_any_in_groups(taps, 0, tn), 1, ti)
-    if neighbours > 1:
-        module = model.get_submodule(layer.name)
-        assert isinstance(module, nn.Conv2d)
-        columns = taps.reshape(*taps.shape[:2], *module.kernel_size)
-        taps = _any_in_groups(columns, 3, min(neighbours, module.kernel_size[1]))
-    return taps.reshape(len(taps), -1).sum(axis=1)
+    return _any_in_groups(_any_in_groups(taps, 0, tn), 1, ti)
 
 
 def _in_order(used: np.ndarray, order: np.ndarray, repeat: int) -> np.ndarray:

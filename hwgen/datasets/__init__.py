@@ -4,6 +4,7 @@
 from hwgen.datasets.base import Dataset, Splits
 from hwgen.datasets.frames import FrameConfig, digits_in_photographs
 from hwgen.datasets.loaders import load_cifar10, load_folder, load_npz
+from hwgen.datasets.splits import load_splits
 
 __all__ = [
     "Dataset",
@@ -13,4 +14,5 @@ __all__ = [
     "load_cifar10",
     "load_folder",
     "load_npz",
+    "load_splits",
 ]
