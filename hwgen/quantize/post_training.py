@@ -100,6 +100,18 @@ def quantize(
     QuantizationError
         For a layer that int8 cannot hold.
     """
+    graph, codes, means = prepare(graph, calibration, scheme, observer, equalization)
+    return quantize_with(graph, codes, scheme, means if bias_correction else None)
+
+
+def prepare(
+    graph: Graph,
+    calibration: Any,
+    scheme: Scheme,
+    observer: str | Observer,
+    equalization: bool,
+) -> tuple[Graph, dict[str, QuantParams], dict[str, NDArray[np.float64]]]:
+    """Return what `quantize` gives to `quantize_with`: the eased graph, its codes and means."""
     if graph.level != "fused":
         raise IRError(f"graph must be at the fused level, not {graph.level}; run to_fused")
     if scheme not in ("affine", "power_of_two"):
@@ -109,8 +121,7 @@ def quantize(
         graph = verify(equalize(graph))
     if scheme == "power_of_two":
         graph = verify(pad_divisors(graph))
-    codes, means = calibrate(graph, images, scheme, observer_named(observer))
-    return quantize_with(graph, codes, scheme, means if bias_correction else None)
+    return graph, *calibrate(graph, images, scheme, observer_named(observer))
 
 
 def _checked_calibration(graph: Graph, calibration: Any) -> NDArray[np.float32]:
