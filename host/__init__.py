@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host room: what runs on the board. numpy, pynq and `hwgen.arch`, nothing else."""
 
+from host.cascade import CascadeClassifier, CascadePrediction
 from host.cropped import CroppedClassifier, Prediction
 from host.driver import Accelerator, RunRecord
 from host.errors import (
@@ -26,6 +27,8 @@ __all__ = [
     "AcceleratorTimeout",
     "AllocationError",
     "BusError",
+    "CascadeClassifier",
+    "CascadePrediction",
     "ChecksumError",
     "CroppedClassifier",
     "DeviceNotFound",

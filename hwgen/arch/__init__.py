@@ -2,6 +2,8 @@
 """The contract room: what generator, hardware and board driver agree on (stdlib + numpy only)."""
 
 from hwgen.arch.bundle import Bundle, BundleError, LayerRecord, Placement, TensorPlacement
+from hwgen.arch.cascade import CascadeOutcome, CascadeRule, run_rule
+from hwgen.arch.cascade_bundle import CascadeBundle
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.estimate import Estimate, MemoryTiming, estimate
 from hwgen.arch.interpreter import GoldenRun, Interpreter, MachineError
@@ -11,6 +13,9 @@ __all__ = [
     "AcceleratorConfig",
     "Bundle",
     "BundleError",
+    "CascadeBundle",
+    "CascadeOutcome",
+    "CascadeRule",
     "Estimate",
     "GoldenRun",
     "Interpreter",
@@ -22,4 +27,5 @@ __all__ = [
     "TensorPlacement",
     "TraceRecord",
     "estimate",
+    "run_rule",
 ]

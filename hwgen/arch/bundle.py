@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from hwgen.arch.config import AcceleratorConfig
 FORMAT_VERSION = 2
 BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH = 0, 1, 2, 3
 _BLOBS = ("setup", "program", "constants")
+FILES = (*(f"{name}.bin" for name in _BLOBS), "manifest.json")
+"""What a bundle consists of; see `Bundle.to_files`."""
 
 
 class BundleError(ValueError):
@@ -254,6 +257,14 @@ class Bundle:
         tensor = self.outputs[index]
         return numerics.dequantize(codes, tensor.scale, tensor.zero_point)
 
+    def to_files(self) -> dict[str, bytes]:
+        """Return what `save` writes, by file name."""
+        manifest = json.dumps(self._manifest(), indent=1) + "\n"
+        return {
+            **{f"{name}.bin": getattr(self, name) for name in _BLOBS},
+            "manifest.json": manifest.encode(),
+        }
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the bundle; a folder of that name is replaced only once all is written."""
         target = Path(folder)
@@ -262,9 +273,8 @@ class Bundle:
             raise BundleError(f"{target} exists and is no bundle; choose another folder")
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            for name in _BLOBS:
-                (work / f"{name}.bin").write_bytes(getattr(self, name))
-            (work / "manifest.json").write_text(json.dumps(self._manifest(), indent=1) + "\n")
+            for name, data in self.to_files().items():
+                (work / name).write_bytes(data)
             if target.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
                 os.replace(target, old / "bundle")
@@ -308,16 +318,23 @@ class Bundle:
             When a file is missing, truncated or changed, or the format version is another.
         """
         path = Path(folder)
-        manifest_path = path / "manifest.json"
-        if not manifest_path.is_file():
+        found = {name: path / name for name in FILES if (path / name).is_file()}
+        return cls.from_files({name: file.read_bytes() for name, file in found.items()}, str(path))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes], path: str) -> Bundle:
+        """Rebuild a bundle from `to_files`' data; errors call it `path`. Raises as `load`."""
+        if "manifest.json" not in files:
             raise BundleError(f"{path} is no bundle: it has no manifest.json")
         try:
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            manifest = json.loads(files["manifest.json"].decode("utf-8"))
             stated = manifest.pop("manifest_sha256")
         except (ValueError, KeyError, AttributeError) as error:
-            raise BundleError(f"{manifest_path} is damaged ({error}); copy it again") from error
+            raise BundleError(
+                f"{path}/manifest.json is damaged ({error}); copy it again"
+            ) from error
         if _manifest_digest(manifest) != stated:
-            raise BundleError(f"{manifest_path} is damaged: its checksum does not match")
+            raise BundleError(f"{path}/manifest.json is damaged: its checksum does not match")
         if manifest["format_version"] != FORMAT_VERSION:
             raise BundleError(
                 f"{path} has format version {manifest['format_version']}, this is version "
@@ -325,14 +342,14 @@ class Bundle:
             )
         blobs = {}
         for name in _BLOBS:
-            file = path / f"{name}.bin"
-            if not file.is_file():
-                raise BundleError(f"{path} is incomplete: {file.name} is missing; copy it again")
-            blobs[name] = file.read_bytes()
+            file = f"{name}.bin"
+            if file not in files:
+                raise BundleError(f"{path} is incomplete: {file} is missing; copy it again")
+            blobs[name] = files[file]
             if hashlib.sha256(blobs[name]).hexdigest() != manifest["sha256"][name]:
                 raise BundleError(
-                    f"{file} is damaged ({len(blobs[name])} bytes, checksum does not match); "
-                    "copy the bundle again"
+                    f"{path}/{file} is damaged ({len(blobs[name])} bytes, checksum does not "
+                    "match); copy the bundle again"
                 )
         config = AcceleratorConfig.from_dict(manifest["config"])
         if f"{config.digest():016x}" != manifest["digest"]:

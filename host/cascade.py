@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host room: dynamic inference. Ask the small network first, a larger one if it is not sure.
+
+The networks of a cascade bundle stay resident together where their placements allow. Which image
+goes on to the next stage is `hwgen.arch.cascade`'s, the rule that the thresholds were chosen with;
+box, crop and resize are those of `host.cropped`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.board import import_pynq
+from host.cropped import ordered_box
+from host.driver import Accelerator, RunRecord
+from hwgen.arch.cascade import confidence_of
+from hwgen.arch.cascade_bundle import CascadeBundle
+from hwgen.arch.crop import resize, square_crop
+
+
+@dataclass(frozen=True)
+class CascadePrediction:
+    """What a frame was found to show, and how much work that was.
+
+    Attributes
+    ----------
+    label, name
+        Index of the largest of the fused logits, and its text in the bundle.
+    stages
+        How many networks were run, from 1, the predictor not counted.
+    confidence
+        In [0, 1], of the fused logits, by the rule's measure.
+    logits
+        float64 (classes,): the logits of all stages that were run, weighted and added.
+    box, crop
+        As in `host.Prediction`; None without a predictor.
+    predictor_run, stage_runs
+        Counters and times of each run.
+    seconds
+        From the call to the label.
+    """
+
+    label: int
+    name: str
+    stages: int
+    confidence: float
+    logits: NDArray[np.float64]
+    box: NDArray[np.float32] | None
+    crop: tuple[int, int, int] | None
+    predictor_run: RunRecord | None
+    stage_runs: tuple[RunRecord, ...]
+    seconds: float
+
+    @property
+    def cycles(self) -> int:
+        """Clock cycles of all runs."""
+        first = 0 if self.predictor_run is None else self.predictor_run.cycles
+        return first + sum(run.cycles for run in self.stage_runs)
+
+
+@dataclass
+class _Frame:
+    """A frame on its way through the stages."""
+
+    pixels: NDArray[np.uint8]  # what the stages see: the frame, or its crop
+    box: NDArray[np.float32] | None = None
+    crop: tuple[int, int, int] | None = None
+    predictor_run: RunRecord | None = None
+    logits: NDArray[np.float64] | None = None
+    runs: tuple[RunRecord, ...] = ()
+
+
+class CascadeClassifier:
+    """A cascade bundle, loaded on a board and ready to label frames.
+
+    Parameters
+    ----------
+    bundle
+        The networks and their rule; `CascadeBundle.load(file)`.
+    device, overlay, options
+        As in `host.Accelerator`, which every network gets. A bitstream is loaded once.
+
+    Raises
+    ------
+    TypeError
+        When `bundle` is no CascadeBundle.
+    ValueError, AcceleratorError
+        As `host.Accelerator`; nothing stays allocated.
+    """
+
+    def __init__(
+        self, bundle: CascadeBundle, device: Any = None, *, overlay: Any = None, **options: Any
+    ) -> None:
+        if not isinstance(bundle, CascadeBundle):
+            raise TypeError(
+                f"bundle must be a CascadeBundle, not {type(bundle).__name__}; try "
+                "CascadeBundle.load(file)"
+            )
+        if isinstance(overlay, (str, os.PathLike)):
+            overlay = import_pynq().Overlay(os.fspath(overlay), device=device)
+        self.bundle = bundle
+        self.names = bundle.labels or tuple(map(str, range(bundle.classes)))
+        self._accelerators: list[Accelerator] = []
+        try:
+            for member in bundle.members.values():
+                self._accelerators.append(Accelerator(member, device, overlay=overlay, **options))
+        except BaseException:
+            self.close()
+            raise
+        self._stages = self._accelerators[-len(bundle.stages) :]
+
+    def run(self, frame: NDArray[np.uint8]) -> CascadePrediction:
+        """Label one frame.
+
+        Parameters
+        ----------
+        frame
+            uint8 (H, W, C), any size.
+
+        Raises
+        ------
+        ValueError
+            For another dtype or shape.
+        AcceleratorError
+            As `Accelerator.run`.
+        """
+        return self.run_batch([frame])[0]
+
+    def run_batch(self, frames: Iterable[NDArray[np.uint8]]) -> list[CascadePrediction]:
+        """Label frames, each stage for all that need it before the next one: as `run`, in order.
+
+        Networks that are not resident together so take turns least often. `seconds` count from
+        this call. All frames are kept until the end.
+        """
+        started = time.perf_counter()
+        waiting = [_Frame(self._checked(frame)) for frame in frames]
+        if not waiting:
+            raise ValueError("frames must hold at least one frame, not none")
+        if self.bundle.predictor is not None:
+            for frame in waiting:
+                self._cut(frame, self._accelerators[0])
+        rule = self.bundle.rule
+        found: dict[int, CascadePrediction] = {}
+        for stage, accelerator in enumerate(self._stages):
+            for index, frame in enumerate(waiting):
+                if index in found:
+                    continue
+                logits, record = _run(accelerator, frame.pixels)
+                frame.logits = rule.fuse(stage, frame.logits, logits[None])
+                frame.runs += (record,)
+                confidence = confidence_of(frame.logits, rule.confidence)
+                if not rule.escalate(stage, confidence)[0]:
+                    found[index] = self._prediction(frame, float(confidence[0]), started)
+        return [found[index] for index in range(len(waiting))]
+
+    def close(self) -> None:
+        """Free every network's DMA memory. Closing again does nothing."""
+        for accelerator in self._accelerators:
+            accelerator.close()
+
+    def __enter__(self) -> CascadeClassifier:
+        """Return the classifier; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _checked(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Insist on a picture."""
+        frame, channels = np.asarray(frame), self.bundle.channels
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != channels:
+            raise ValueError(
+                f"a frame must be uint8 (H, W, {channels}), not {frame.dtype} {frame.shape}"
+            )
+        if min(frame.shape) < 1:
+            raise ValueError(f"a frame must have at least one pixel, not shape {frame.shape}")
+        return frame
+
+    def _cut(self, frame: _Frame, predictor: Accelerator) -> None:
+        """Leave of a frame its crop."""
+        raw, frame.predictor_run = _run(predictor, frame.pixels)
+        frame.box = ordered_box(raw)
+        frame.crop = square_crop(frame.box, frame.pixels.shape[0], frame.pixels.shape[1])
+        y0, x0, side = frame.crop
+        frame.pixels = frame.pixels[y0 : y0 + side, x0 : x0 + side]
+
+    def _prediction(self, frame: _Frame, confidence: float, started: float) -> CascadePrediction:
+        """Say what a frame that needs no further stage shows."""
+        assert frame.logits is not None  # a stage has run
+        label = int(np.argmax(frame.logits[0]))
+        return CascadePrediction(
+            label=label,
+            name=self.names[label],
+            stages=len(frame.runs),
+            confidence=confidence,
+            logits=frame.logits[0],
+            box=frame.box,
+            crop=frame.crop,
+            predictor_run=frame.predictor_run,
+            stage_runs=frame.runs,
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _run(
+    accelerator: Accelerator, pixels: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], RunRecord]:
+    """Run one network on a picture of any size; return its numbers and its record."""
+    picture = resize(pixels, accelerator.bundle.input.shape[1])
+    # `run` and `last_run` belong together: another thread must not come between.
+    with accelerator.locked():
+        numbers, record = accelerator.run(picture), accelerator.last_run
+    assert record is not None  # it has just run
+    return numbers, record
