@@ -186,7 +186,7 @@ def test_compiled_networks(rng, seed) -> None:
     pictures = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
     cascade = compile_cascade(networks, CascadeRule((0.01,), (0.5,)), [pictures] * 2, config=config)
     assert cascade.resident
-    frames = [rng.integers(0, 256, (12, 10, 3)).astype(np.uint8) for _ in range(6)]
+    frames = [rng.integers(0, 256, (12, 10, 3)).astype(np.uint8) for _ in range(16)]
     logits = []
     for bundle in cascade.stages:
         golden = GoldenRun(bundle)

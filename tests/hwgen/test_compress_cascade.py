@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests: a cascade's cost by hand, its thresholds against brute force, and its export."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hwgen.arch import AcceleratorConfig, CascadeBundle
+from hwgen.arch.cascade import ALWAYS, NEVER, CascadeRule, confidence_of, run_rule
+from hwgen.compress import (
+    CascadeConfig,
+    cascade_costs,
+    cascade_logits,
+    compile_cascade,
+    evaluate_cascade,
+    fit_cascade,
+    macs,
+    normalise,
+    predict,
+    resize_all,
+)
+from hwgen.ir.evaluate import run_quantized
+from hwgen.quantize import quantize_model
+
+
+def noisy_logits(rng, count, qualities, classes=4, levels=None):
+    """Logits of networks of growing quality, and the labels; `levels` makes confidences tie."""
+    labels = rng.integers(0, classes, count)
+    stages = []
+    for quality in qualities:
+        logits = rng.normal(size=(count, classes))
+        logits[np.arange(count), labels] += quality * rng.random(count)
+        stages.append(np.round(logits * levels) / levels if levels else logits)
+    return [stage.astype(np.float32) for stage in stages], labels
+
+
+def every_rule(stage_logits, confidence, alphas):
+    """Yield rules that make every cut there is: thresholds at each confidence, and above all."""
+    values, running = [], None
+    free = CascadeRule((NEVER,) * (len(stage_logits) - 1), alphas, confidence)
+    for stage, logits in enumerate(stage_logits[:-1]):
+        running = free.fuse(stage, running, logits)
+        values.append([*np.unique(confidence_of(running, confidence)), ALWAYS])
+    for thresholds in itertools.product(*values):
+        yield CascadeRule(thresholds, alphas, confidence)
+
+
+def brute_force(stage_logits, labels, costs, config, predictor_cost=0.0):
+    """Return the (accuracy, cost) that is best of every rule with every shared alpha, or None."""
+    best = None
+    for alpha in config.alphas:
+        for rule in every_rule(stage_logits, config.confidence, (alpha,)):
+            report = evaluate_cascade(rule, stage_logits, labels, costs, predictor_cost)
+            if config.target_accuracy is not None:
+                met = report.accuracy >= config.target_accuracy
+                key = (-report.cost, report.accuracy)
+            else:
+                met = report.cost <= config.target_cost
+                key = (report.accuracy, -report.cost)
+            if met and (best is None or key > best[0]):
+                best = (key, report)
+    return None if best is None else (best[1].accuracy, best[1].cost)
+
+
+def test_cost_by_hand() -> None:
+    # Margins are tanh(d / 2) of the logits' difference d: 0.46 for 1, 0.76 for 2, 0.96 for 4.
+    def logits(*differences):
+        return np.array([[0.0, d] for d in differences])
+
+    stages = [logits(4, 1, 1, 0.5), logits(9, 3, -1, 0.5), logits(9, 9, 9, -3)]
+    labels = np.array([1, 1, 1, 1])
+    report = evaluate_cascade(CascadeRule((0.9, 0.9)), stages, labels, [10, 100, 1000], 5)
+    # Fused: 4 stops at once; 1 + 3 stops behind two; 0 and 1 go on to 9 and -2.
+    assert report.shares == (0.25, 0.25, 0.5) and report.accuracy == 0.75
+    assert report.cost == 5 + 10 + 100 * 3 / 4 + 1000 * 2 / 4
+    assert report.worst_cost == 5 + 10 + 100 + 1000
+    assert report.stage_accuracies == (1.0, 0.75, 0.75)
+    assert report.saving == 1 - 590 / 1005 and report.images == 4
+    short = evaluate_cascade(CascadeRule((0.9, NEVER)), stages, labels, [10, 100, 1000], 5)
+    assert short.worst_cost == 115 and short.cost == 5 + 10 + 75 and short.accuracy == 0.75
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("confidence", ["margin", "top1"])
+@pytest.mark.parametrize("levels", [None, 2])
+def test_two_stages_equal_brute_force(seed, confidence, levels) -> None:
+    rng = np.random.default_rng(seed)
+    stages, labels = noisy_logits(rng, 40, (2, 4), levels=levels)
+    costs, alphas = (100, 700), (0.0, 1.0, 3.0)
+    tried = 0
+    for target in (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9):
+        config = CascadeConfig(target, confidence=confidence, alphas=alphas)
+        wanted = brute_force(stages, labels, costs, config, 30)
+        if wanted is None:
+            with pytest.raises(ValueError, match="target_accuracy must be within reach"):
+                fit_cascade(stages, labels, costs, config, 30)
+        else:
+            rule, report = fit_cascade(stages, labels, costs, config, 30)
+            assert (report.accuracy, report.cost) == wanted and report.accuracy >= target
+            assert report == evaluate_cascade(rule, stages, labels, costs, 30)
+            tried += 1
+    for target in (130, 200, 300, 500, 830, 1e9):
+        config = CascadeConfig(target_cost=target, confidence=confidence, alphas=alphas)
+        rule, report = fit_cascade(stages, labels, costs, config, 30)
+        wanted = brute_force(stages, labels, costs, config, 30)
+        assert (report.accuracy, report.cost) == wanted and report.cost <= target
+    assert tried > 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_three_stages_equal_brute_force(seed) -> None:
+    rng = np.random.default_rng(seed)
+    stages, labels = noisy_logits(rng, 14, (2, 3, 5))
+    costs = (1, 3, 9)
+    for knobs in ({"target_accuracy": 0.7}, {"target_cost": 5}, {"target_cost": 2.5}):
+        config = CascadeConfig(**knobs, alphas=(0.5, 2.0))
+        rule, report = fit_cascade(stages, labels, costs, config)
+        assert (report.accuracy, report.cost) == brute_force(stages, labels, costs, config)
+
+
+def test_a_coarse_grid_is_refined_to_nearly_the_best() -> None:
+    rng = np.random.default_rng(3)
+    stages, labels = noisy_logits(rng, 300, (2, 3, 5))
+    costs = (1.0, 3.0, 9.0)
+    for knobs in ({"target_accuracy": 0.72}, {"target_cost": 5.0}):
+        exact = fit_cascade(stages, labels, costs, CascadeConfig(**knobs, resolution=300))[1]
+        rule, coarse = fit_cascade(stages, labels, costs, CascadeConfig(**knobs, resolution=8))
+        assert coarse.accuracy >= 0.72 if "target_accuracy" in knobs else coarse.cost <= 5.0
+        if "target_accuracy" in knobs:
+            assert exact.cost <= coarse.cost <= 1.02 * exact.cost
+        else:
+            assert exact.accuracy >= coarse.accuracy >= exact.accuracy - 0.005
+        # No threshold alone can be moved to something better.
+        for stage in (0, 1):
+            for threshold in np.linspace(0, 1, 201):
+                moved = list(rule.thresholds)
+                moved[stage] = threshold
+                other = CascadeRule(tuple(moved), rule.alphas)
+                report = evaluate_cascade(other, stages, labels, costs)
+                if "target_accuracy" in knobs:
+                    assert report.accuracy < 0.72 or report.cost >= coarse.cost
+                else:
+                    assert report.cost > 5.0 or report.accuracy <= coarse.accuracy
+
+
+def test_four_stages_and_alphas_of_their_own() -> None:
+    rng = np.random.default_rng(4)
+    stages, labels = noisy_logits(rng, 200, (1, 2, 3, 5))
+    costs, ticks = (1, 2, 4, 8), []
+    shared = CascadeConfig(target_cost=6, alphas=(0.5, 2.0), resolution=12)
+    own = CascadeConfig(target_cost=6, alphas=(0.5, 2.0), resolution=12, shared_alpha=False)
+    together = fit_cascade(stages, labels, costs, shared)[1]
+    rule, report = fit_cascade(
+        stages, labels, costs, own, progress=lambda *tick: ticks.append(tick)
+    )
+    assert report.accuracy >= together.accuracy and report.cost <= 6
+    assert len(rule.thresholds) == len(rule.alphas) == 3 and set(rule.alphas) <= {0.5, 2.0}
+    assert ticks[-1] == ("cascade", 8, 8)
+
+
+def test_thresholds_lie_between_confidences() -> None:
+    """So that no rounding on another machine sends an image of the data another way."""
+    rng = np.random.default_rng(5)
+    stages, labels = noisy_logits(rng, 300, (2, 6))
+    rule, report = fit_cascade(stages, labels, (1, 10), CascadeConfig(target_cost=4.0))
+    sure = confidence_of(stages[0])
+    below, above = sure[sure < rule.thresholds[0]].max(), sure[sure >= rule.thresholds[0]].min()
+    assert rule.thresholds[0] == below + (above - below) / 2
+    assert np.array_equal(run_rule(rule, stages).stages, np.where(sure < above, 2, 1))
+    assert 0 < report.shares[1] <= 0.3
+
+
+def test_neighbouring_confidences_are_told_apart() -> None:
+    margins = 1.0 + np.arange(2000) * 2.0**-52  # of logits; confidences then differ by some bits
+    rows = np.stack([np.zeros(2000), margins], axis=1)
+    sure = confidence_of(rows)
+    where = np.flatnonzero(sure[1:] == np.nextafter(sure[:-1], 1))[0]
+    low, high = rows[where, None], rows[where + 1, None]
+    stages = [np.concatenate([low, high]), np.array([[5.0, 0.0], [0.0, 0.0]])]
+    rule, report = fit_cascade(stages, np.array([0, 1]), (1, 1), CascadeConfig(1.0))
+    assert report.shares == (0.5, 0.5) and rule.thresholds[0] == confidence_of(high)[0]
+
+
+def test_alphas_of_0_and_1() -> None:
+    stages = [np.array([[0.0, 1.0], [0.0, 2.0]]), np.array([[3.0, 0.0], [0.0, 1.0]])]
+    labels = np.array([0, 1])
+    with pytest.raises(ValueError, match=r"gets 0.5 of these images right, at a cost of 1.0"):
+        fit_cascade(stages, labels, (1, 9), CascadeConfig(1.0, alphas=(0.0,)))
+    rule, report = fit_cascade(stages, labels, (1, 9), CascadeConfig(1.0, alphas=(0.0, 1.0)))
+    assert rule.alphas == (1.0,) and report.shares == (0.5, 0.5) and report.cost == 1 + 9 / 2
+
+
+def test_a_first_stage_that_is_good_enough_stays_alone() -> None:
+    stages, labels = noisy_logits(np.random.default_rng(6), 50, (9, 9))
+    rule, report = fit_cascade(stages, labels, (1, 9), CascadeConfig(0.0))
+    assert rule.thresholds == (NEVER,) and report.cost == report.worst_cost == 1
+
+
+def test_impossible_targets() -> None:
+    stages, labels = noisy_logits(np.random.default_rng(7), 50, (1, 2))
+    with pytest.raises(ValueError, match=r"not 20.0: the first stage costs 25.0 with the pred"):
+        fit_cascade(stages, labels, (20, 90), CascadeConfig(target_cost=20.0), 5)
+    with pytest.raises(ValueError, match=r"within reach, not 1.0: the best rule gets 0\.\d+ of"):
+        fit_cascade(stages, labels, (20, 90), CascadeConfig(1.0), 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "one of target_accuracy and target_cost must be given, not None and None"),
+        ({"target_accuracy": 0.5, "target_cost": 5}, "one of target_accuracy"),
+        ({"target_accuracy": 90}, r"in \[0, 1\], not 90; try 0.9"),
+        ({"target_cost": 0}, "target_cost must be above 0"),
+        ({"target_cost": 1, "confidence": "entropy"}, "confidence must be one of"),
+        ({"target_cost": 1, "alphas": ()}, "alphas must"),
+        ({"target_cost": 1, "alphas": (-1,)}, "alphas must"),
+        ({"target_cost": 1, "resolution": 1}, "resolution must be at least 2"),
+    ],
+)
+def test_configs_are_checked(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        CascadeConfig(**arguments)
+
+
+def test_data_are_checked() -> None:
+    stages, labels = noisy_logits(np.random.default_rng(8), 10, (1, 2))
+    config = CascadeConfig(target_cost=9)
+
+    def refused(message, stages=stages, labels=labels, costs=(1, 2), predictor=0.0):
+        with pytest.raises(ValueError, match=message):
+            fit_cascade(stages, labels, costs, config, predictor)
+
+    refused("at least 2 stages, not 1", stages=stages[:1])
+    refused("labels must be integers", labels=labels.astype(float))
+    refused("labels must be integers", labels=labels[:0])
+    refused(r"shape \(9, classes\) for every stage", labels=labels[:9])
+    refused("for every stage", stages=[stages[0], stages[1][:, :3]])
+    refused("costs must be 2 numbers above 0", costs=(1, 2, 3))
+    refused("costs must", costs=(0, 2))
+    refused("predictor_cost must be 0 or more", predictor=-1)
+    refused("finite", stages=[stages[0], stages[1] * np.float32(np.nan)])
+
+
+def network(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+
+
+def predictor() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+
+
+def test_logits_and_costs_of_models_and_graphs(rng, seed) -> None:
+    torch.manual_seed(seed)
+    small, large = network(4), network(16)
+    images = rng.integers(0, 256, (12, 12, 12, 3)).astype(np.uint8)
+    ticks = []
+    found = cascade_logits([small, large], images, [8, 12], progress=lambda *t: ticks.append(t))
+    assert np.array_equal(found[0], predict(small, resize_all(images, 8)))
+    assert np.array_equal(found[1], predict(large, images))
+    assert ticks == [("cascade", 1, 2), ("cascade", 2, 2)]
+    x = normalise(images)
+    graph = quantize_model(large, x[:1], x)
+    assert np.array_equal(cascade_logits([graph], images)[0], run_quantized(graph, x.numpy()))
+    shapes = [(3, 8, 8), (3, 12, 12)]
+    assert cascade_costs([small, large], shapes, macs) == (
+        8 * 8 * 9 * 3 * 4 + 4 * 3,
+        12 * 12 * 9 * 3 * 16 + 16 * 3,
+    )
+    assert cascade_costs([small, small], shapes[:1], macs)[1] == macs(small, shapes[0])
+    with pytest.raises(ValueError, match="sides must be one for each of 2"):
+        cascade_logits([small, large], images, [8])
+    with pytest.raises(ValueError, match="input_shapes must be one or 3"):
+        cascade_costs([small] * 3, shapes, macs)
+
+
+def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
+    torch.manual_seed(seed)
+    config = AcceleratorConfig(tn=8, ti=8, scratchpad_bank_words=1024, synapse_rows=512)
+    pictures = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    x = normalise(pictures)
+    large = network(24)
+    graph = quantize_model(large, x[:1], x)
+    cascade = compile_cascade(
+        [network(8), graph],
+        CascadeRule((0.5,)),
+        [pictures, pictures, None],
+        config=config,
+        predictor=predictor(),
+        name="pets",
+        labels=("cat", "dog", "owl"),
+    )
+    assert cascade.resident and cascade.labels == ("cat", "dog", "owl")
+    names = [bundle.name for bundle in cascade.members.values()]
+    assert names == ["pets predictor", "pets stage 1", "pets stage 2"]
+    places = [bundle.placement for bundle in cascade.members.values()]
+    for before, after in itertools.pairwise(places):
+        assert after.synapse_row == before.synapse_row + before.synapse_rows
+        assert after.tap_entry == before.tap_entry + before.tap_entries
+    assert CascadeBundle.load(cascade.save(tmp_path / "pets.cascade")) == cascade
+    with pytest.raises(ValueError, match="pictures for each of the 2 networks .* not 1 sets"):
+        compile_cascade([large, graph], CascadeRule((0.5,)), [pictures], config=config)
+    with pytest.raises(ValueError, match="not 0 sets"):
+        compile_cascade([large, graph], CascadeRule((0.5,)), config=config)
+
+
+def test_export_of_what_does_not_fit(rng, seed) -> None:
+    """Stages that find no room stream their weights, and the bundle says so."""
+    torch.manual_seed(seed)
+    config = AcceleratorConfig(tn=8, ti=8, scratchpad_bank_words=1024, synapse_rows=64)
+    pictures = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    cascade = compile_cascade(
+        [network(8), network(48), network(64)],
+        CascadeRule((0.5, 0.5)),
+        [pictures] * 3,
+        config=config,
+    )
+    assert not cascade.resident and cascade.stages[0].metadata["resident"]
+    for bundle in cascade.stages:
+        end = bundle.placement.synapse_row + bundle.placement.synapse_rows
+        assert end <= config.synapse_rows
