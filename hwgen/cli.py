@@ -8,6 +8,7 @@ only what it runs.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ class UsageError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status (1 after a clear error, 2 for a wrong command line)."""
     arguments = _parser().parse_args(argv)
+    arguments.command = shlex.join(["shears", *(sys.argv[1:] if argv is None else argv)])
     try:
         report = arguments.verb(arguments)
     except ImportError as error:
@@ -73,6 +75,48 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--observer", default="mse", choices=("minmax", "percentile", "mse"))
     sub.add_argument("--batch", type=int, default=1, help="images that one run takes")
     sub.add_argument("--out", type=Path, required=True, help="bundle folder to write")
+
+    sub = verb("compress", _compress)
+    sub.add_argument(
+        "model",
+        help="FILE.py:NAME or package.module:NAME: a classifier, or a function that returns one",
+    )
+    sub.add_argument("--weights", type=Path, help="state dict (torch.save) of the trained network")
+    sub.add_argument(
+        "--train", type=int, default=0, metavar="EPOCHS", help="train it first, for so many epochs"
+    )
+    sub.add_argument(
+        "--data",
+        required=True,
+        help="frames (the bundled ones), FILE.npz with train_images, train_labels, ..., or a "
+        "folder with {train,validation,test}/CLASS/PICTURE or CIFAR-10's python batches",
+    )
+    sub.add_argument("--side", type=int, help="height and width that all images are resized to")
+    sub.add_argument("--budget", default="1%", help="validation accuracy to lose: 1%% or 0.01")
+    sub.add_argument("--cost", default="cycles", choices=("cycles", "steps", "macs", "parameters"))
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument(
+        "--methods", default="trim,lower,approximate,slices", help="which of these, with commas"
+    )
+    sub.add_argument("--epochs", type=int, default=10, help="of fine-tuning at the end")
+    sub.add_argument(
+        "--step-epochs",
+        type=float,
+        default=1.0,
+        help="between steps; 0.25 is a quarter of the data",
+    )
+    sub.add_argument("--max-steps", type=int, default=1000, help="before slices are lowered")
+    sub.add_argument("--learning-rate", type=float, default=2e-3, help="of fine-tuning; peak")
+    sub.add_argument("--flip", action="store_true", help="mirror training images at random")
+    sub.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="move them at random")
+    sub.add_argument(
+        "--no-distill", action="store_true", help="do not learn the original's answers"
+    )
+    sub.add_argument("--device", default="cpu", help="what trains: cpu, cuda, ...")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--out", type=Path, default=Path("build/compress"), help="folder to write, and to go on in"
+    )
 
     sub = verb("estimate", _estimate)
     sub.add_argument("bundle", type=Path)
@@ -201,8 +245,86 @@ def _load_model(text: str, weights: Path | None) -> Any:
     found = getattr(module, name)
     model = found if isinstance(found, torch.nn.Module) else found()
     if weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        from hwgen.compress import load_compressed
+
+        # Of the network as it is, or of its compressed form, which has other shapes.
+        state = torch.load(weights, weights_only=True, map_location="cpu")
+        model = load_compressed(model, state)
     return model.eval()
+
+
+def _compress(arguments: argparse.Namespace) -> Report:
+    """Compress a trained network within an accuracy budget, and report."""
+    import math
+    from dataclasses import replace
+
+    import torch
+
+    from hwgen.compress import Augment, CompressionConfig, compress_network, parse_budget
+    from hwgen.compress.report import summary_rows
+    from hwgen.datasets import load_splits
+    from hwgen.demo_training import progress_bars
+
+    augment = Augment(flip=arguments.flip, shift=arguments.shift)
+    plain, whole = CompressionConfig(), math.ceil(arguments.step_epochs)
+    rate = arguments.learning_rate
+    config = CompressionConfig(
+        max_loss=parse_budget(arguments.budget),
+        methods=tuple(arguments.methods.split(",")),
+        cost=arguments.cost,
+        board=arguments.board,
+        learn=replace(plain.learn, epochs=arguments.train, augment=augment),
+        step=replace(plain.step, epochs=whole, learning_rate=rate / 2, augment=augment),
+        step_share=arguments.step_epochs / whole if whole > 0 else 1.0,
+        finish=replace(plain.finish, epochs=arguments.epochs, learning_rate=rate, augment=augment),
+        distill=not arguments.no_distill,
+        max_steps=arguments.max_steps,
+        seed=arguments.seed,
+    )
+    torch.manual_seed(arguments.seed)  # a network that is trained from the start
+    model = _load_model(arguments.model, arguments.weights)
+    if isinstance(model, Path):
+        raise UsageError(
+            f"MODEL must be a network that can be trained, not {arguments.model!r}: an ONNX file "
+            "holds none; give the torch.nn.Module that it was exported from as FILE.py:NAME, and "
+            "its --weights"
+        )
+    splits = load_splits(arguments.data, arguments.side, arguments.seed)
+    try:
+        with progress_bars() as tick:
+            _, report = compress_network(
+                model.to(arguments.device),
+                splits,
+                arguments.out,
+                config,
+                progress=tick,
+                described={
+                    "model": arguments.model,
+                    "weights": str(arguments.weights or ""),
+                    "data": arguments.data,
+                    "run": arguments.command,
+                },
+            )
+    except KeyboardInterrupt:
+        print(
+            f"shears compress: stopped; the same command goes on from {arguments.out}",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    _table(
+        f"{arguments.model}: {100 * report.saved_cycles:.1f} % fewer cycles on {report.board}, "
+        f"at most {100 * config.max_loss:g} points lost",
+        ("", "before", "after", "change"),
+        summary_rows(report),
+        words=1,
+    )
+    print(
+        f"{arguments.out}: report.html, report.json, compressed.pt, calibration.npz. To compile:\n"
+        f"  shears compile {shlex.quote(arguments.model)} --weights {arguments.out}/compressed.pt "
+        f"--calibration {arguments.out}/calibration.npz --board {arguments.board} "
+        f"--out {arguments.out}/bundle"
+    )
+    return report.to_dict()
 
 
 def _estimate(arguments: argparse.Namespace) -> Report:
@@ -481,7 +603,6 @@ def _place(arguments: argparse.Namespace) -> Report:
 def _explore(arguments: argparse.Namespace) -> Report:
     """List the configurations that no other beats for a network on a board."""
     import re
-    import shlex
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -43,7 +43,9 @@ from hwgen.compress.linear_approximation import (
     ApproximationReport,
     approximate_maps,
 )
+from hwgen.compress.pipeline import CompressionConfig, compress_network, parse_budget
 from hwgen.compress.relevance import RelevanceConfig, RelevanceReport, trim_by_relevance
+from hwgen.compress.report import CompressionReport, write_report
 from hwgen.compress.shrinking import ShrinkConfig, ShrinkPoint, ShrinkResult, shrink
 from hwgen.compress.slice_reduction import SliceConfig, SliceReport, lower_slices
 from hwgen.compress.structure import (
@@ -77,6 +79,8 @@ __all__ = [
     "BudgetReport",
     "CascadeConfig",
     "CascadeReport",
+    "CompressionConfig",
+    "CompressionReport",
     "Cost",
     "KernelConfig",
     "KernelReport",
@@ -103,6 +107,7 @@ __all__ = [
     "cascade_costs",
     "cascade_logits",
     "compile_cascade",
+    "compress_network",
     "compress_to_budget",
     "crop_all",
     "discover",
@@ -118,6 +123,7 @@ __all__ = [
     "macs",
     "normalise",
     "parameters",
+    "parse_budget",
     "predict",
     "predict_boxes",
     "predicted_cycles",
@@ -129,4 +135,5 @@ __all__ = [
     "train",
     "train_predictor",
     "trim_by_relevance",
+    "write_report",
 ]

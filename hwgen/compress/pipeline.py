@@ -1,0 +1,550 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: everything behind `shears compress`, from a network and its data to a report.
+
+The accuracy budget is spent in three stages: steps of trimming, lowering and approximating
+(:mod:`hwgen.compress.budget`), then slices of kernels as far as what is left of the budget lets
+them go (:mod:`hwgen.compress.slice_reduction`), then fine-tuning. Every stage is kept, so that a
+run that was stopped goes on, with the same result.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hwgen.arch.files import replacing
+from hwgen.boards import load_board
+from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, tightest
+from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
+from hwgen.compress.relevance import FineTune
+from hwgen.compress.report import (
+    COST_NAMES,
+    CompressionReport,
+    Figures,
+    Trial,
+    layer_rows,
+    write_report,
+)
+from hwgen.compress.slice_reduction import SliceConfig, lower_slices
+from hwgen.compress.structure import load_compressed
+from hwgen.compress.training import (
+    Samples,
+    Tick,
+    TrainConfig,
+    accuracy,
+    device_of,
+    normalise,
+    predict,
+    save_atomically,
+    train,
+)
+from hwgen.datasets import Splits
+
+STEP_METHODS: tuple[Method, ...] = ("trim", "lower", "approximate")
+METHODS = (*STEP_METHODS, "slices")
+
+KEEPS = (0.9, 0.8, 0.7, 0.6, 0.52, 0.45, 0.39, 0.34, 0.29, 0.25, 0.21, 0.18, 0.15, 0.12, 0.1)
+"""Shares of the array's steps that slices may leave, from the mildest."""
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Knobs of a whole compression.
+
+    Attributes
+    ----------
+    max_loss
+        Accuracy that may be lost on the validation split: 0.01 is one point.
+    methods
+        Of "trim", "lower", "approximate" (steps that the budget chooses among) and "slices".
+    cost
+        What is to be saved: predicted "cycles" of the board, "steps" of its array (quicker to
+        count, without transfers), "macs" or "parameters".
+    board
+        Name or TOML file.
+    learn
+        Training of the network before anything is cut; no epochs for one that is trained.
+    step, step_share
+        Retraining after each step, on a random part of the training images; with no epochs, batch
+        norms are re-estimated.
+    finish
+        Fine-tuning of each network that slices are tried on, and of the result.
+    distill
+        Whether retraining also learns the answers of the network as it was.
+    max_steps
+        Steps that may be taken before slices.
+    calibration
+        Training images that relevance, importance and the int8 ranges are measured on.
+    seed
+        Of everything that is drawn; it replaces those of the trainings.
+    """
+
+    max_loss: float = 0.01
+    methods: tuple[str, ...] = METHODS
+    cost: str = "cycles"
+    board: str | Path = "pynq-z2"
+    learn: TrainConfig = TrainConfig(epochs=0)
+    step: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-3)
+    step_share: float = 1.0
+    finish: TrainConfig = TrainConfig(epochs=10, learning_rate=2e-3)
+    distill: bool = True
+    max_steps: int = 1000
+    calibration: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.0 <= self.max_loss < 1.0:
+            raise ValueError(f"max_loss must be in [0, 1), not {self.max_loss!r}")
+        if not self.methods or set(self.methods) - set(METHODS):
+            raise ValueError(f"methods must be of {METHODS!r}, not {self.methods!r}")
+        if self.cost not in COST_NAMES:
+            raise ValueError(f"cost must be one of {tuple(COST_NAMES)!r}, not {self.cost!r}")
+        if not 0.0 < self.step_share <= 1.0:
+            raise ValueError(f"step_share must be in (0, 1], not {self.step_share!r}")
+        if min(self.learn.epochs, self.step.epochs, self.finish.epochs, self.max_steps) < 0:
+            raise ValueError("epochs and max_steps must not be negative")
+        if self.calibration < 4:
+            raise ValueError(f"calibration must be at least 4 images, not {self.calibration!r}")
+
+
+def parse_budget(text: str) -> float:
+    """Return the loss that ``1%`` or ``0.01`` allows.
+
+    Raises
+    ------
+    ValueError
+        If it is neither, or not in [0, 1).
+    """
+    number = text.strip()
+    try:
+        value = float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < 1.0:
+        hint = f"; try {number}%" if value >= 1.0 and not number.endswith("%") else ""
+        raise ValueError(
+            f"budget must be a share of all images such as 1% or 0.01, less than all, "
+            f"not {text!r}{hint}"
+        )
+    return value
+
+
+def cost_named(name: str, board: str | Path) -> Cost:
+    """Return the cost that :attr:`CompressionConfig.cost` names, for a board.
+
+    "cycles" is infinite for a network that cannot be compiled, so that no step leads there.
+    """
+    if name == "macs":
+        return macs
+    if name == "parameters":
+        return parameters
+    if name == "steps":
+        return for_machine(load_board(board).config)
+
+    def cycles(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+        try:
+            return predicted_cycles(_on_cpu(model), input_shape, board)
+        except ValueError:
+            return math.inf
+
+    cycles.__qualname__ = f"predicted_cycles on {board}"
+    return cycles
+
+
+def compress_network(
+    model: nn.Module,
+    splits: Splits,
+    folder: str | Path,
+    config: CompressionConfig | None = None,
+    *,
+    progress: Tick | None = None,
+    described: Mapping[str, str] | None = None,
+) -> tuple[nn.Module, CompressionReport]:
+    """Compress a classifier within an accuracy budget, and report.
+
+    Parameters
+    ----------
+    model
+        Takes ``(pixel / 255 - 0.5) / 0.25`` as float32 (N, C, H, W), returns (N, classes) logits.
+        Left as it is. Trained on the device that it lies on.
+    splits
+        uint8 images of the size that the model runs on. The validation split decides; the test
+        split is seen once, at the end.
+    folder
+        Gets ``compressed.pt``, the state dict that
+        :func:`~hwgen.compress.structure.load_compressed` restores; ``calibration.npz``, images for
+        `shears compile`; ``report.json``, ``report.html`` and its pictures; and ``checkpoints``, in
+        which a run with the same arguments goes on.
+    config
+        The knobs.
+    progress
+        Called with what is being done, steps done, steps in all.
+    described
+        ``model``, ``weights``, ``data`` and ``run`` of the report.
+
+    Returns
+    -------
+    tuple
+        The compressed copy in eval mode, on the CPU, whose accuracy on the validation split is at
+        least the original's minus ``max_loss``; and the report.
+
+    Raises
+    ------
+    ValueError
+        If model and data do not go together, the model has not learned anything, it cannot be
+        compiled for the board, or its channels cannot be followed.
+    """
+    config = config or CompressionConfig()
+    run = _Run(model, splits, Path(folder), config, progress)
+    base = run.learned()
+    floor = run.floor(base)
+    smaller, refused = run.steps(base)
+    smaller = run.slices(base, smaller, floor)
+    smaller = _on_cpu(run.finished(base, smaller))
+    save_atomically(smaller.state_dict(), run.out / "compressed.pt")
+    with replacing(run.out / "calibration.npz") as temporary:
+        np.savez(temporary, images=normalise(run.images).contiguous().numpy())
+    report = run.report(_on_cpu(base), smaller, floor, refused, dict(described or {}))
+    write_report(run.out, report)
+    return smaller, report
+
+
+class _Run:
+    """One compression: its data and knobs, the folder of its stages, and what has been tried."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        splits: Splits,
+        out: Path,
+        config: CompressionConfig,
+        progress: Tick | None,
+    ) -> None:
+        self.model, self.splits, self.out, self.config = model.eval(), splits, out, config
+        self.tick: Tick = progress if progress is not None else lambda name, done, total: None
+        self.board = load_board(config.board)
+        height, width, channels = splits.train.images.shape[1:]
+        self.shape = (channels, height, width)
+        self.cost = cost_named(config.cost, config.board)
+        self.array_steps = for_machine(self.board.config)
+        self._check()
+        rng = np.random.default_rng(config.seed)
+        count = min(config.calibration, len(splits.train))
+        chosen = rng.choice(len(splits.train), count, replace=False)
+        self.images, self.labels = splits.train.images[chosen], splits.train.labels[chosen]
+        self.folder = out / "checkpoints" / self._digest()
+        self.trials: list[Trial] = []
+        self.seconds: dict[str, float] = {}
+
+    def _check(self) -> None:
+        """Refuse before any work what cannot be compressed, or not with these images."""
+        size = " x ".join(map(str, self.shape))
+        try:
+            outputs = predict(self.model, self.splits.train.images[:2])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the network must take the data's {size} images: {error}; try another side"
+            ) from error
+        classes = self.splits.train.num_classes
+        if outputs.ndim != 2 or outputs.shape[1] < classes:
+            raise ValueError(
+                f"the network must return a logit for each of the data's {classes} classes, "
+                f"not {outputs.shape[1:]!r}; try a factory with as many"
+            )
+        macs(self.model, self.shape)  # raises if channels cannot be followed
+        predicted_cycles(_on_cpu(self.model), self.shape, self.config.board)
+
+    def _digest(self) -> str:
+        """Return 16 digits of everything that the result depends on, this room's code included."""
+        digest = hashlib.sha256(repr((self.config, self.board)).encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        for part in (self.splits.train, self.splits.validation, self.splits.test):
+            digest.update(repr(part.images.shape).encode())
+            digest.update(part.images.tobytes())
+            digest.update(part.labels.tobytes())
+        for path in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def stage(
+        self, name: str, blank: nn.Module, build: Callable[[Path], tuple[nn.Module, Any]]
+    ) -> tuple[nn.Module, Any]:
+        """Load a finished stage, or build it (given a checkpoint file) and keep it."""
+        path, checkpoint = self.folder / f"{name}.pt", self.folder / f"{name}.checkpoint"
+        if not path.exists():
+            began = time.perf_counter()
+            model, record = build(checkpoint)
+            seconds = time.perf_counter() - began
+            save_atomically(
+                {"model": model.state_dict(), "record": record, "seconds": seconds}, path
+            )
+            checkpoint.unlink(missing_ok=True)
+        held = torch.load(path, weights_only=True, map_location=device_of(self.model))
+        self.seconds[name] = held["seconds"]
+        return load_compressed(blank, held["model"]).eval(), held["record"]
+
+    def validate(self, model: nn.Module) -> float:
+        """Return the accuracy on the validation split."""
+        return accuracy(model, self.splits.validation.images, self.splits.validation.labels)
+
+    def samples(self, share: float = 1.0, salt: int = 0) -> Samples:
+        """Return training images, or in each epoch another random share of them."""
+        data = self.splits.train
+
+        def draw(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            if share >= 1.0:
+                return data.images, data.labels
+            rng = np.random.default_rng((self.config.seed, salt, epoch))
+            chosen = rng.permutation(len(data))[: math.ceil(share * len(data))]
+            return data.images[chosen], data.labels[chosen]
+
+        return draw
+
+    def tuner(
+        self,
+        base: nn.Module,
+        knobs: TrainConfig,
+        name: str,
+        checkpoint: Path | None = None,
+        share: float = 1.0,
+    ) -> FineTune | None:
+        """Return what retrains, on a share of the images; None if the knobs have no epochs."""
+        if not knobs.epochs:
+            return None
+        knobs = replace(knobs, seed=self.config.seed)
+
+        def fine_tune(model: nn.Module) -> nn.Module:
+            # What is drawn depends on the network and not on how many came before it, so that a
+            # run that was stopped draws the same.
+            return train(
+                model,
+                self.samples(share, _salt(model)),
+                knobs,
+                teacher=base if self.config.distill else None,
+                checkpoint=checkpoint,
+                progress=self.tick,
+                name=name,
+            )[0]
+
+        return fine_tune
+
+    def learned(self) -> nn.Module:
+        """Train the network that was given, if that is asked for."""
+        knobs = replace(self.config.learn, seed=self.config.seed)
+        if not knobs.epochs:
+            return self.model
+
+        def build(checkpoint: Path) -> tuple[nn.Module, None]:
+            return train(
+                self.model, self.samples(), knobs, checkpoint=checkpoint, progress=self.tick
+            )[0], None
+
+        return self.stage("training", self.model, build)[0]
+
+    def floor(self, base: nn.Module) -> float:
+        """Return the least accuracy accepted; refuse a network that has not learned anything."""
+        found = self.validate(base)
+        labels = Counter(self.splits.validation.labels.tolist())
+        commonest = max(labels.values()) / len(self.splits.validation)
+        if found <= commonest:
+            raise ValueError(
+                f"the network must be a trained one, not one that is right on {found:.1%} of the "
+                f"validation images where a constant answer is on {commonest:.1%}; give its "
+                "weights, or epochs to train it for"
+            )
+        return found - self.config.max_loss
+
+    def steps(self, base: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
+        """Trim, lower and approximate, step by step, within the budget."""
+        methods = tuple(m for m in STEP_METHODS if m in self.config.methods)
+        if not methods or not self.config.max_steps:
+            return base, []
+
+        tune = self.tuner(base, self.config.step, "retraining", share=self.config.step_share)
+
+        def build(checkpoint: Path) -> tuple[nn.Module, dict[str, Any]]:
+            model, report = compress_to_budget(
+                base,
+                self.images,
+                self.validate,
+                BudgetConfig(
+                    max_loss=self.config.max_loss,
+                    methods=methods,
+                    align=self.board.config.tn,
+                    max_steps=self.config.max_steps,
+                ),
+                cost=self.cost,
+                fine_tune=tune,
+                checkpoint=checkpoint,
+                progress=self.tick,
+            )
+            return model, asdict(report)
+
+        model, record = self.stage("steps", base, build)
+        for step in record["steps"]:
+            method, target, value = step["method"], step["target"], step["accuracy"]
+            self.trials.append(Trial(method, target, value, step["cost"], True))
+        return model, [(method, target) for method, target in record["rejected"]]
+
+    def slices(self, base: nn.Module, model: nn.Module, floor: float) -> nn.Module:
+        """Give slices smaller kernels, as far as the budget lets them go."""
+        if "slices" not in self.config.methods:
+            return model
+        tried: list[tuple[float, Trial]] = []
+        present = self.cost(model, self.shape)
+
+        def build(keep: float) -> nn.Module:
+            name = f"slices-{keep:g}"
+
+            def lower(checkpoint: Path) -> tuple[nn.Module, None]:
+                tune = self.tuner(base, self.config.finish, f"slices, keep {keep:g}", checkpoint)
+                return self._lowered(model, keep, tune), None
+
+            trial = self.stage(name, base, lower)[0]
+            found = self.cost(trial, self.shape)
+            tried.append((keep, Trial("slices", f"keep {keep:g}", 0.0, found, False)))
+            return trial
+
+        def validate(trial: nn.Module) -> float:
+            value, (keep, record) = self.validate(trial), tried[-1]
+            tried[-1] = keep, replace(record, accuracy=value)
+            # What saves nothing is no step, however good it is.
+            return value if record.cost < present else -math.inf
+
+        chosen = tightest(build, self._keeps(model), validate, floor)
+        for keep, record in sorted(tried, key=lambda item: -item[0]):
+            taken = chosen is not None and keep == chosen[0]
+            self.trials.append(replace(record, taken=taken))
+        # What was taken is what the run goes on from: it comes last.
+        self.trials.sort(key=lambda trial: trial.taken and trial.method == "slices")
+        return model if chosen is None else chosen[1]
+
+    def _keeps(self, model: nn.Module) -> list[float]:
+        """Return the levels that kernels alone can reach."""
+        levels = list(KEEPS)
+        while levels:
+            try:
+                self._lowered(model, levels[-1], None, few=16)
+                break
+            except ValueError:
+                levels.pop()
+        return levels
+
+    def _lowered(
+        self, model: nn.Module, keep: float, fine_tune: FineTune | None, few: int | None = None
+    ) -> nn.Module:
+        """Leave ``keep`` of the array's steps; judge taps by ``few`` images or all."""
+        knobs = SliceConfig(keep=keep, tn=self.board.config.tn, ti=self.board.config.ti)
+        return lower_slices(
+            model,
+            self.images[:few],
+            knobs,
+            cost=self.array_steps,
+            fine_tune=fine_tune,
+            labels=self.labels[:few],
+        )[0]
+
+    def finished(self, base: nn.Module, model: nn.Module) -> nn.Module:
+        """Fine-tune; keep that if it is no worse."""
+        if not self.config.finish.epochs or not self.trials:
+            return model
+
+        def build(checkpoint: Path) -> tuple[nn.Module, None]:
+            tune = self.tuner(base, self.config.finish, "fine-tuning", checkpoint)
+            assert tune is not None
+            return tune(model), None
+
+        tuned = self.stage("fine-tuning", base, build)[0]
+        value, target = self.validate(tuned), f"{self.config.finish.epochs} epochs"
+        better = value >= self.validate(model)
+        self.trials.append(
+            Trial("fine-tune", target, value, self.cost(tuned, self.shape), taken=better)
+        )
+        return tuned if better else model
+
+    def figures(self, model: nn.Module) -> Figures:
+        """Measure one network; this is where the test split is seen."""
+        from hwgen.ir import run_quantized
+        from hwgen.quantize import quantize_model
+
+        test, inputs = self.splits.test, normalise(self.images)
+        graph = quantize_model(model, inputs[:1], inputs)
+        logits = run_quantized(graph, normalise(test.images).numpy())
+        return Figures(
+            validation=self.validate(model),
+            test=accuracy(model, test.images, test.labels),
+            int8_test=float((logits.argmax(axis=1) == test.labels).mean()),
+            macs=round(macs(model, self.shape)),
+            parameters=round(parameters(model, self.shape)),
+            steps=round(self.array_steps(model, self.shape)),
+            cycles=round(predicted_cycles(model, self.shape, self.config.board)),
+        )
+
+    def report(
+        self,
+        base: nn.Module,
+        smaller: nn.Module,
+        floor: float,
+        refused: list[tuple[str, str]],
+        described: dict[str, str],
+    ) -> CompressionReport:
+        """Measure both networks and gather what was done."""
+        figures = []
+        for number, model in enumerate((base, smaller)):
+            self.tick("measuring", number, 2)
+            figures.append(self.figures(model))
+        self.tick("measuring", 2, 2)
+        machine, parts = self.board.config, ("train", "validation", "test")
+        return CompressionReport(
+            before=figures[0],
+            after=figures[1],
+            floor=floor,
+            cost=self.config.cost,
+            trials=self.trials,
+            refused=refused,
+            layers=layer_rows(base, smaller, self.images, machine.tn, machine.ti),
+            config=json.loads(json.dumps(asdict(self.config), default=str)),
+            seed=self.config.seed,
+            board=self.board.key,
+            clock_hz=self.board.accelerator_hz,
+            device=_device_name(device_of(self.model)),
+            images={name: len(getattr(self.splits, name)) for name in parts},
+            seconds=self.seconds,
+            **described,
+        )
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """Return the model in eval mode on the CPU; a copy if it lies elsewhere."""
+    elsewhere = device_of(model).type != "cpu"
+    return (copy.deepcopy(model).cpu() if elsewhere else model).eval()
+
+
+def _salt(model: nn.Module) -> int:
+    """Return 32 bits of a network's weights."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest()[:4], "little")
+
+
+def _device_name(device: torch.device) -> str:
+    """Name what trains here."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}), threads: {torch.get_num_threads()}"
