@@ -18,7 +18,8 @@ from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.crop import resize, square_crop
 from hwgen.arch.interpreter import GoldenRun
 from hwgen.arch.registers import ErrorCode
-from hwgen.compress.cascade import compile_cascade
+from hwgen.compress import cascade_logits, compile_cascade, normalise
+from hwgen.quantize import quantize_model
 from tests.host.fake_device import FakeDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
 
@@ -187,15 +188,14 @@ def test_compiled_networks(rng, seed) -> None:
     cascade = compile_cascade(networks, CascadeRule((0.01,), (0.5,)), [pictures] * 2, config=config)
     assert cascade.resident
     frames = [rng.integers(0, 256, (12, 10, 3)).astype(np.uint8) for _ in range(16)]
-    logits = []
-    for bundle in cascade.stages:
+    logits = cascade_logits(graphs, np.stack(frames), [8, 8])  # what thresholds are chosen on
+    for bundle, wanted in zip(cascade.stages, logits, strict=True):
         golden = GoldenRun(bundle)
         codes = [bundle.quantize_input(bundle.preprocess(resize(f, 8))) for f in frames]
-        logits.append(np.stack([bundle.dequantize_output(0, golden.run(c)[0]) for c in codes]))
-    cascade = dataclasses.replace(
-        cascade,
-        rule=CascadeRule((float(np.median(confidence_of(logits[0]))),), (0.5,)),
-    )
+        found = [bundle.dequantize_output(0, golden.run(c)[0]) for c in codes]
+        assert np.array_equal(found, wanted)
+    rule = CascadeRule((float(np.median(confidence_of(logits[0]))),), (0.5,))
+    cascade = dataclasses.replace(cascade, rule=rule)
     device = FakeDevice(config)
     with host.CascadeClassifier(cascade, device) as classifier:
         wanted = run_rule(cascade.rule, logits)
