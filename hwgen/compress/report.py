@@ -318,7 +318,7 @@ def draw_accuracy(report: CompressionReport) -> Figure:
     axes.set_ylim(100 * low, 100 * high)
     axes.axhline(100 * report.floor, color=_BAD, lw=1.2, ls=(0, (5, 3)), zorder=1)
     axes.plot(*zip(*((x, 100 * y) for x, y in path), strict=True), color=_MUTED, lw=1.0, zorder=1)
-    axes.scatter([start[0]], [100 * start[1]], s=70, color=_INK, label="the network given")
+    axes.scatter([start[0]], [100 * start[1]], s=70, color=_INK, label="before")
     for method, (color, marker) in _METHODS.items():
         mine = [t for t in report.trials if t.method == method]
         taken = [(t.cost, 100 * t.accuracy) for t in mine if t.taken]
@@ -410,7 +410,7 @@ def _kernel_picture(row: LayerRow, position: int = 8, gap: int = 6) -> np.ndarra
     picture = np.zeros((groups * (height + gap) - gap, tiles * (width + gap) - gap), np.uint8)
     for group in range(groups):
         for tile in range(tiles):
-            kernel = np.ones(row.kernel, np.uint8)
+            kernel: np.ndarray = np.ones(row.kernel, np.uint8)
             if group < len(row.taps) and tile < len(row.taps[group]):
                 bits = [int(bit) for bit in row.taps[group][tile]]
                 kernel = 2 + np.array(bits, np.uint8).reshape(row.kernel)
