@@ -183,9 +183,9 @@ def test_compiled_networks(rng, seed) -> None:
     """Networks from the compiler, one behind the other, against the golden model."""
     torch.manual_seed(seed)
     config = AcceleratorConfig(tn=8, ti=8, scratchpad_bank_words=1024, synapse_rows=512)
-    networks = [network(8), network(24)]
-    pictures = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
-    cascade = compile_cascade(networks, CascadeRule((0.01,), (0.5,)), [pictures] * 2, config=config)
+    x = normalise(rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8))
+    graphs = [quantize_model(network(width), x[:1], x) for width in (8, 24)]
+    cascade = compile_cascade(graphs, CascadeRule((0.5,)), config=config)
     assert cascade.resident
     frames = [rng.integers(0, 256, (12, 10, 3)).astype(np.uint8) for _ in range(16)]
     logits = cascade_logits(graphs, np.stack(frames), [8, 8])  # what thresholds are chosen on
