@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator bench-place \
-	resources calibrate clean
+	bench-compression resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
@@ -56,11 +56,17 @@ format: setup  ## rewrite the code as lint wants it
 	@.venv/bin/ruff check -q --fix-only .
 	@.venv/bin/ruff format .
 
-bench: bench-accelerator bench-place  ## every benchmark
+bench: bench-accelerator bench-place bench-compression  ## every benchmark
 
 DATA ?=
 bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DATA=FOLDER of weights
 	@.venv/bin/python -m benchmarks.accelerator $(if $(DATA),--data $(DATA))
+
+# Without DATA, only what needs no other data than the bundled frames.
+bench-compression: setup  ## train, compress, compare; DATA=FOLDER of data; hours, goes on when stopped
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) \
+	    -c constraints.txt -e '.[bench]'
+	@.venv/bin/python -m benchmarks.compression $(if $(DATA),--data $(DATA))
 
 bench-place: setup  ## place and route the open board (ECP5); ten minutes
 	@.venv/bin/shears place --board ulx3s-85f --json benchmarks/results/place.json

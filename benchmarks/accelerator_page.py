@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.markdown import table, text
 from hwgen.arch.isa import BEAT_BYTES
 from hwgen.boards import Board
 
@@ -19,21 +20,10 @@ def page(report: dict[str, Any], board: Board) -> str:
         *_cycles(report, board),
         *_traffic(rows),
         *_lower_kernels(report["lower_kernels"]),
-        *(text for row in rows if "depthwise" in row for text in _depthwise(row)),
+        *(words for row in rows if "depthwise" in row for words in _depthwise(row)),
         *_seconds(report),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _text(words: str) -> str:
-    """Join a paragraph that is broken into lines in the source."""
-    return " ".join(words.split())
-
-
-def _table(head: str, align: str, lines: list[list[str]]) -> str:
-    """Return a table; `align` has a character a column, l or r."""
-    ruler = "|".join({"l": "---", "r": "---:"}[a] for a in align)
-    return "\n".join([f"| {head} |", f"|{ruler}|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def _cycles(report: dict[str, Any], board: Board) -> list[str]:
@@ -59,26 +49,26 @@ def _cycles(report: dict[str, Any], board: Board) -> list[str]:
             ]
         )
     return [
-        _text(
+        text(
             f"""`{report["command"]}` makes this page and `benchmarks/results/accelerator.json`:
             whole networks on the RTL of {board.name}'s default configuration ({shape} =
             {board.config.macs_per_cycle} MACs a cycle), simulated by Verilator, with a memory of
             {memory["read_latency_cycles"]} cycles of latency and {BEAT_BYTES} bytes a cycle each
             way. Every code is compared with the quantized graph."""
         ),
-        _text(
+        text(
             f"""Cycles are the machine's own counter, from start to done: the picture's DMA, weights
             that are streamed and the result's DMA are in it. Milliseconds are cycles over
             {board.accelerator_hz / 1e6:g} MHz, a clock that no placed design on this board has met
             yet; the driver's time on the ARM cores is not in them."""
         ),
-        _table(
+        table(
             "Network | Input | Batch | Cycles an image | ms | MACs busy | Bound | Over bound | "
             "Estimate | Mismatches | Bar",
             "llrrrrlrrrl",
             lines,
         ),
-        _text(
+        text(
             """*MACs busy* counts the MACs that the machine does: those that see padding above or
             below the picture are not counted, although papers count them, since the compiler leaves
             them out. *Bound* is the larger of MACs (all of them) over multipliers and of least
@@ -101,7 +91,7 @@ def _bar(row: Row) -> str:
 def _traffic(rows: list[Row]) -> list[str]:
     return [
         "## DDR traffic",
-        _table(
+        table(
             "Network | Batch | Bytes read | Least | Bytes written | Weights | "
             "Cycles waiting for loads",
             "lrrrrlr",
@@ -127,7 +117,7 @@ def _lower_kernels(found: dict[str, Any]) -> list[str]:
         return []
     return [
         "## Lower kernels",
-        _text(
+        text(
             f"""ResNet-20 with {100 * found["macs_removed"]:.1f} % of its MACs removed takes
             {found["cycles_saved"]:,} cycles less:
             {100 * found["saved_cycles_of_nominal_macs"]:.1f} % of the MACs saved, as papers count
@@ -141,11 +131,11 @@ def _lower_kernels(found: dict[str, Any]) -> list[str]:
 def _depthwise(row: Row) -> list[str]:
     return [
         f"## Depthwise layers of {row['network']}",
-        _text(
+        text(
             """From the end of the layer before to its own end, in the hardware's trace; the bound
             is the steps of its shape, one tap of 16 channels of two pixels a cycle."""
         ),
-        _table(
+        table(
             "Layer | Shape | Cycles | Bound | Over bound",
             "llrrr",
             [
@@ -165,7 +155,7 @@ def _depthwise(row: Row) -> list[str]:
 def _seconds(report: dict[str, Any]) -> list[str]:
     return [
         "## Seconds",
-        _table(
+        table(
             "Network | Batch | Quantize | Compile | Integer graph | RTL",
             "lrrrrr",
             [
@@ -180,7 +170,7 @@ def _seconds(report: dict[str, Any]) -> list[str]:
                 for row in report["rows"]
             ],
         ),
-        _text(
+        text(
             f"""The Verilog takes {report["verilog_seconds"]:.0f} s. On {report["device"]}; two
             cores, shared with other work. *Quantize* and *compile* are the way from a torch module
             to a bundle, *integer graph* is the same frame (or batch) by the vectorised quantized

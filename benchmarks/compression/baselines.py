@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -148,6 +147,14 @@ def find(network: str, data: str) -> Baseline:
     return next(b for b in BASELINES if (b.network, b.data) == (network, data))
 
 
-def balanced(count: int, total: int, seed: int = 0) -> np.ndarray:
-    """Return `count` of `total` indices, drawn without replacement, in order."""
-    return np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+def tuning(config: TrainConfig, epochs: int, seed: int) -> TrainConfig:
+    """Return a fine-tuning of a small network that was trained by `config`."""
+    return replace(
+        config,
+        epochs=epochs,
+        learning_rate=2e-3,
+        label_smoothing=0.0,
+        distill_weight=0.7,
+        distill_temperature=3.0,
+        seed=seed,
+    )

@@ -20,6 +20,7 @@ from benchmarks.compression import baselines, rivals, rows
 from benchmarks.compression.data import load
 from hwgen.boards import load_board
 from hwgen.compress import cost
+from hwgen.compress.shrinking import Dimension, ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import (
@@ -46,26 +47,31 @@ class Recipe:
         Share of the cost that is left.
     by
         "cycles" (steps of the machine) or "macs".
-    rounds
-        Rounds of the slices' schedule; each but the last is followed by one epoch.
     epochs
         Of fine-tuning in all, for ours and for the rivals.
+    shrink, shrunk
+        Dimensions of compound shrinking, which comes first and leaves this share of the cost; two
+        epochs follow. Slices of kernels go after it.
+    rounds
+        Rounds of the slices' schedule; each but the last is followed by one epoch.
     """
 
     network: str
     keep: float
     by: str
-    rounds: int
     epochs: int
-    learning_rate: float = 0.02
+    shrink: tuple[Dimension, ...] = ()
+    shrunk: float = 1.0
+    rounds: int = 2
+    learning_rate: float = 0.03
 
 
 RECIPES = (
-    Recipe("ResNet-20", 0.45, "cycles", 3, 10),
-    Recipe("ResNet-56", 0.37, "cycles", 3, 8),
-    Recipe("VGG-16-BN", 0.32, "macs", 3, 5),
+    Recipe("ResNet-20", 0.62, "cycles", 10),
+    Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55),
+    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6),
 )
-METHODS = ("slices", "DepGraph at equal MACs", "DepGraph at equal cycles")
+METHODS = ("all methods", "DepGraph at equal MACs", "DepGraph at equal cycles")
 
 
 def run(
@@ -184,18 +190,30 @@ def _compressed(
         spent += epochs
         return result
 
-    if method == "slices":
+    if method == "all methods":
+        model, chosen = base, steps if recipe.by == "cycles" else cost.macs
+        if recipe.shrink:
+            some = splits.validation.images[:1000], splits.validation.labels[:1000]
+            smaller = shrink(
+                base,
+                images[:500],
+                lambda trial, _: accuracy(trial, *some),
+                ShrinkConfig(dimensions=recipe.shrink, target_saving=1 - recipe.shrunk),
+                cost=chosen,
+                storage=str(folder / f"{recipe.network}-{seed}.db"),
+            )
+            model = tuned(smaller.model, 2)
         count = iter(range(1, recipe.rounds + 1))
 
         def fine_tune(model: nn.Module) -> nn.Module:
             last = next(count) == recipe.rounds
             return tuned(model, recipe.epochs - spent if last else 1)
 
-        knobs = SliceConfig(keep=recipe.keep, shapes="free", rounds=recipe.rounds)
-        chosen = steps if recipe.by == "cycles" else cost.macs
-        model, _ = lower_slices(base, images, knobs, cost=chosen, fine_tune=fine_tune)
-        return model, {"knobs": repr(knobs)}
-    ours = torch.load(folder / f"{recipe.network}-slices-{seed}.pt", weights_only=True)
+        left = recipe.keep * chosen(base, shape) / chosen(model, shape)
+        knobs = SliceConfig(keep=left, shapes="free", rounds=recipe.rounds)
+        model, _ = lower_slices(model, images, knobs, cost=chosen, fine_tune=fine_tune)
+        return model, {"recipe": repr(recipe), "knobs": repr(knobs)}
+    ours = torch.load(folder / f"{recipe.network}-all-methods-{seed}.pt", weights_only=True)
     mine = load_compressed(base, ours["model"])
     by = cost.macs if method.endswith("MACs") else steps
     model = rivals.depgraph(base, 32, by, by(mine, shape))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: small networks, each method as far as one point of accuracy lets it go.
+
+For every network and method a ladder of compression is bisected on held-out training images
+(:func:`hwgen.compress.budget.tightest`): each trial is compressed and fine-tuned from the baseline.
+The test split is seen once, by what was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.compression import baselines, rows
+from benchmarks.compression.cifar import measured, stage
+from benchmarks.compression.data import load
+from hwgen.boards import load_board
+from hwgen.compress import cost
+from hwgen.compress.budget import tightest
+from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
+from hwgen.compress.relevance import FineTune
+from hwgen.compress.slice_reduction import SliceConfig, lower_slices
+from hwgen.compress.training import Tick, accuracy, reestimate_bn, train
+
+TABLE = "small"
+MAX_LOSS = 0.01
+EPOCHS = 5
+PAIRS = tuple(
+    (network, data)
+    for network in ("LeNet", "ResNet-8", "demo classifier")
+    for data in ("frames", "cifar10-jpeg")
+)
+LEVELS = {
+    "lower kernels": (0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.21, 0.18, 0.15, 0.12, 0.1),
+    "linear approximation": (0.15, 0.25, 0.32, 0.38, 0.44, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75),
+    "all methods": (0.4, 0.33, 0.28, 0.24, 0.2, 0.17, 0.15, 0.13, 0.11, 0.09, 0.075),
+}
+
+
+def run(
+    network: str, data: str, method: str, folder: Path | None, cache: Path, seed: int, tick: Tick
+) -> rows.Row:
+    """Measure one row."""
+    splits = load(data, folder)
+    baseline = baselines.find(network, data)
+    base = baselines.trained(baseline, splits, folder, cache, seed, tick)
+    side = splits.train.images.shape[1]
+    images = rows.calibration_images(splits, 1000, seed)
+    held = splits.validation
+    floor = accuracy(base, held.images, held.labels) - MAX_LOSS
+    name = f"{network}-{data}-{method}".replace(" ", "-")
+
+    def tuner(level: float) -> FineTune:
+        def fine_tune(model: nn.Module) -> nn.Module:
+            return train(
+                model,
+                lambda _: (splits.train.images, splits.train.labels),
+                baselines.tuning(baseline.config, EPOCHS, seed),
+                teacher=base,
+                checkpoint=cache / f"{name}-{level}-{seed}.checkpoint",
+                progress=tick,
+                name=f"{network}, {method} {level}",
+            )[0]
+
+        return fine_tune
+
+    def build() -> tuple[nn.Module, dict[str, Any]]:
+        torch.manual_seed(seed)
+        make = MAKERS[method]
+        tried: list[tuple[float, float]] = []
+
+        def validate(model: nn.Module) -> float:
+            value = accuracy(model, held.images, held.labels)
+            tried[-1] = (tried[-1][0], value)
+            return value
+
+        def trial(level: float) -> nn.Module:
+            tried.append((level, 0.0))
+            return make(base, images, side, level, tuner(level))
+
+        found = tightest(trial, LEVELS[method], validate, floor)
+        if found is None:
+            raise ValueError(f"{name}: no level of {LEVELS[method]} keeps {floor:.4f}: {tried}")
+        return found[1], {"level": found[0], "floor": floor, "tried": tried}
+
+    model, more = stage(cache / f"{name}-{seed}.pt", base, build)
+    return measured(TABLE, network, data, method, base, model, splits, seed, EPOCHS, more)
+
+
+def _lowered(
+    base: nn.Module, images: Any, side: int, keep: float, fine_tune: FineTune
+) -> nn.Module:
+    """Lower slices until ``keep`` of the machine's steps are left."""
+    steps = cost.for_machine(load_board(rows.BOARD).config)
+    return lower_slices(base, images, SliceConfig(keep=keep), cost=steps, fine_tune=fine_tune)[0]
+
+
+def _approximated(
+    base: nn.Module, images: Any, side: int, fraction: float, fine_tune: FineTune
+) -> nn.Module:
+    """Drop a share of every space's maps, and fold what stands for them into their readers.
+
+    Single maps, as in the paper: MACs are what it saves; the machine computes 16 at once.
+    """
+    knobs = ApproximationConfig(fraction=fraction, importance="effect", align=1)
+    return fine_tune(approximate_maps(base, images, knobs)[0])
+
+
+def _both(base: nn.Module, images: Any, side: int, keep: float, fine_tune: FineTune) -> nn.Module:
+    """Fold whole groups of maps away, then lower slices until ``keep`` of the steps are left."""
+    steps = cost.for_machine(load_board(rows.BOARD).config)
+    shape = (3, side, side)
+    knobs = ApproximationConfig(fraction=1 - keep**0.25, importance="effect", align=16)
+    model = reestimate_bn(approximate_maps(base, images, knobs)[0], images)
+    left = keep * steps(base, shape) / steps(model, shape)
+    return lower_slices(
+        model, images, SliceConfig(keep=min(left, 1.0)), cost=steps, fine_tune=fine_tune
+    )[0]
+
+
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "lower kernels": _lowered,
+    "linear approximation": _approximated,
+    "all methods": _both,
+}
