@@ -203,6 +203,26 @@ def test_compiled_networks(rng, seed) -> None:
         assert set(wanted.stages) == {1, 2} and device.starts == 2 + wanted.stages.sum()
 
 
+@pytest.mark.slow
+def test_the_same_on_the_rtl(weights, boxes, frames) -> None:
+    from tests.host.rtl_device import RtlDevice
+
+    first = bundle_of(weights, CascadeRule((NEVER,)), boxes)
+    with host.CascadeClassifier(first, FakeDevice(CONFIG)) as classifier:
+        middle = np.median([one.confidence for one in classifier.run_batch(frames[:8])])
+    rule = CascadeRule((float(middle) + 1e-9,), (2.0,))
+    cascade = dataclasses.replace(first, rule=rule)
+    with host.CascadeClassifier(cascade, FakeDevice(CONFIG)) as classifier:
+        wanted = classifier.run_batch(frames[:8])
+    assert max(one.stages for one in wanted) > 1
+    device = RtlDevice(CONFIG)
+    with host.CascadeClassifier(cascade, device) as classifier:
+        for one, other in zip(classifier.run_batch(frames[:8]), wanted, strict=True):
+            assert np.array_equal(one.logits, other.logits) and one.stages == other.stages
+            assert one.crop == other.crop and one.cycles > 0
+    assert not device.allocated
+
+
 @pytest.mark.parametrize(
     "frame",
     [
