@@ -359,17 +359,15 @@ def draw_accuracy(report: CompressionReport) -> Figure:
 
 def draw_kernels(report: CompressionReport) -> Figure:
     """Draw which kernel positions of which groups and tiles of channels each layer computes."""
-    from matplotlib.colors import ListedColormap
+    from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
     colors = ["white", "#e9ecef", "#ffc9a8", _BLUE]
+    palette = np.array([to_rgb(color) for color in colors])
 
     def draw(axes: Axes, row: LayerRow) -> None:
-        picture = _kernel_picture(row)
-        axes.imshow(
-            picture, cmap=ListedColormap(colors), vmin=0, vmax=3, interpolation="nearest",
-            aspect="equal",
-        )  # fmt: skip
+        # Colours are averaged where positions are smaller than pixels.
+        axes.imshow(palette[_kernel_picture(row)], interpolation="antialiased", aspect="equal")
         axes.set_xticks([])
         axes.set_yticks([])
         for spine in axes.spines.values():
