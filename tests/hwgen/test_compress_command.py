@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests: `shears compress`, from a network and its data to a report and a bundle."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from hwgen.arch import Bundle
+from hwgen.cli import main
+from hwgen.compress import (
+    CompressionConfig,
+    TrainConfig,
+    accuracy,
+    compress_network,
+    load_compressed,
+    macs,
+    parameters,
+    parse_budget,
+    predicted_cycles,
+    train,
+)
+from hwgen.compress.pipeline import METHODS
+from hwgen.compress.report import COST_NAMES, layer_rows
+from hwgen.datasets import Splits, load_npz, load_splits
+
+ROOT = Path(__file__).parents[2]
+SHAPE = (3, 16, 16)
+
+MODEL = """
+import torch
+from torch import nn
+
+def net(classes=4, side=16):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 5, 2, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, classes),
+    )
+
+def narrow():
+    return net(classes=3)
+
+def softmax():
+    return nn.Sequential(*net(), nn.Softmax(1))
+"""
+
+
+def _part(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Four classes: which quarter of the frame holds a bright cross."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    images = rng.integers(0, 120, (count, 16, 16, 3))
+    for image, label in zip(images, labels, strict=True):
+        y, x = 8 * (label // 2), 8 * (label % 2)
+        image[y + 3 : y + 5, x : x + 8] += 60
+        image[y : y + 8, x + 3 : x + 5] += 60
+    return images.astype(np.uint8), labels
+
+
+def _net() -> nn.Module:
+    names: dict[str, object] = {}
+    exec(MODEL, names)
+    torch.manual_seed(0)
+    return names["net"]()  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a model file, trained weights and data."""
+    folder = tmp_path_factory.mktemp("compress")
+    (folder / "net.py").write_text(MODEL)
+    arrays = {}
+    for seed, (name, count) in enumerate((("train", 200), ("validation", 100), ("test", 60))):
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = _part(count, seed)
+    np.savez(folder / "data.npz", **arrays)
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    trained, _ = train(_net(), lambda _: (images, labels), TrainConfig(epochs=6, batch_size=25))
+    torch.save(trained.state_dict(), folder / "weights.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def splits(folder: Path) -> Splits:
+    return load_splits(folder / "data.npz")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> nn.Module:
+    return load_compressed(_net(), torch.load(folder / "weights.pt", weights_only=True)).eval()
+
+
+QUICK = CompressionConfig(
+    max_loss=0.05,
+    cost="steps",
+    step=TrainConfig(epochs=1, learning_rate=1e-3, batch_size=25),
+    step_share=0.5,
+    finish=TrainConfig(epochs=1, learning_rate=1e-3, batch_size=25),
+    max_steps=2,
+    calibration=50,
+)
+
+
+def compress(folder: Path, *options: str, name: str = "net", data: str = "data.npz") -> int:
+    """Run `shears compress` with few epochs."""
+    return main(
+        [
+            *("compress", f"{folder / 'net.py'}:{name}", "--data", str(folder / data)),
+            *("--out", str(folder / "out"), "--epochs", "1", "--step-epochs", "0.5", *options),
+        ]
+    )
+
+
+def test_the_command_compresses_reports_and_hands_on_to_compile(
+    folder: Path, splits: Splits, trained: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that is written agrees, and what is printed to compile it does."""
+    weights, result = str(folder / "weights.pt"), folder / "result.json"
+    options = ("--weights", weights, "--budget", "5%", "--max-steps", "2")
+    assert compress(folder, *options, "--json", str(result)) == 0
+    out = folder / "out"
+    report = json.loads((out / "report.json").read_text())
+    assert report == json.loads(result.read_text())
+    compressed = load_compressed(_net(), torch.load(out / "compressed.pt", weights_only=True))
+    before, after = report["before"], report["after"]
+    for network, figures in ((trained, before), (compressed, after)):
+        part = splits.validation
+        assert accuracy(network, part.images, part.labels) == figures["validation"]
+        assert accuracy(network, splits.test.images, splits.test.labels) == figures["test"]
+        assert macs(network, SHAPE) == figures["macs"]
+        assert parameters(network, SHAPE) == figures["parameters"]
+        assert predicted_cycles(network, SHAPE) == figures["cycles"]
+        assert 0.25 < figures["int8_test"] <= 1
+    assert after["validation"] >= report["floor"] == before["validation"] - 0.05
+    assert after["cycles"] < before["cycles"] and after["macs"] < before["macs"]
+    assert sum(layer["macs"] for layer in report["layers"]) == after["macs"]
+    assert report["cost"] == "cycles" and report["board"] == "pynq-z2" and report["seed"] == 0
+    assert report["images"] == {"train": 200, "validation": 100, "test": 60}
+    assert report["run"].startswith("shears compress ") and "--budget 5%" in report["run"]
+    assert report["trials"][-1]["method"] == "fine-tune"
+    assert all(trial["accuracy"] >= report["floor"] for trial in report["trials"] if trial["taken"])
+
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and f"{after['cycles']:,}" in page
+    assert 'src="/' not in page and "http" not in page
+    for name in ("accuracy", "kernels", "relevance"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 5
+
+    printed = capsys.readouterr().out
+    assert f"{before['cycles']:,}" in printed
+    command = next(line for line in printed.splitlines() if "shears compile" in line)
+    assert main(shlex.split(command)[1:]) == 0
+    assert Bundle.load(out / "bundle").macs < before["macs"]
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_an_interrupted_run_ends_the_same(
+    splits: Splits, trained: nn.Module, tmp_path: Path
+) -> None:
+    """Stopped in every stage, it goes on, does no stage twice, and gives the same network."""
+    whole, expected = compress_network(trained, splits, tmp_path / "whole", QUICK)
+    stops = ["compression", "retraining", "slices", "fine-tuning", "measuring"]
+    began: list[str] = []
+
+    def progress(name: str, done: int, total: int) -> None:
+        began.append(name)
+        if stops and name.startswith(stops[0]):
+            stops.pop(0)
+            raise KeyboardInterrupt
+
+    for _ in range(len(stops)):
+        with pytest.raises(KeyboardInterrupt):
+            compress_network(trained, splits, tmp_path / "parts", QUICK, progress=progress)
+    began.clear()
+    parts, report = compress_network(trained, splits, tmp_path / "parts", QUICK, progress=progress)
+    assert _same(parts, whole) and set(began) == {"measuring"}
+    assert replace(report, seconds=expected.seconds) == expected
+    other, _ = compress_network(trained, splits, tmp_path / "parts", replace(QUICK, max_steps=0))
+    assert not _same(other, whole)  # another config finds nothing of this one's
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_alone_stays_within_the_budget(
+    splits: Splits, trained: nn.Module, tmp_path: Path, method: str
+) -> None:
+    config = replace(QUICK, methods=(method,), max_steps=1)
+    model, report = compress_network(trained, splits, tmp_path, config)
+    part = splits.validation
+    assert accuracy(model, part.images, part.labels) >= report.floor
+    assert {t.method for t in report.trials} <= {method, "fine-tune"}
+    assert report.after.steps <= report.before.steps
+
+
+@pytest.mark.parametrize("cost", [c for c in COST_NAMES if c != "cycles"])
+def test_without_a_budget_nothing_may_be_lost(
+    splits: Splits, trained: nn.Module, tmp_path: Path, cost: str
+) -> None:
+    """max_loss 0, and no retraining: the result is at least as good as what was given."""
+    none = TrainConfig(epochs=0)
+    config = replace(QUICK, max_loss=0.0, cost=cost, step=none, finish=none, max_steps=1)
+    _, report = compress_network(trained, splits, tmp_path, config)
+    assert report.after.validation >= report.before.validation == report.floor
+    assert getattr(report.after, cost) <= getattr(report.before, cost)
+
+
+def test_rows_say_what_is_left_of_each_layer(trained: nn.Module, splits: Splits) -> None:
+    """Hand-made: a group of outputs without a tap row, a position left out."""
+    smaller = load_compressed(trained, trained.state_dict())
+    with torch.no_grad():
+        smaller.get_submodule("0").weight[:, :, 0, 0] = 0
+        smaller.get_submodule("3").weight[:16, :16, 2] = 0
+    rows = {row.name: row for row in layer_rows(trained, smaller, splits.train.images[:20])}
+    assert rows["0"].taps == [["0" + "1" * 24]] * 2 and rows["0"].kernel == (5, 5)
+    assert sorted(rows["3"].taps) == [["1" * 6 + "000", "1" * 9], ["1" * 9, "1" * 9]]
+    assert rows["3"].used == 33 / 36 and rows["3"].macs == 33 / 36 * rows["3"].macs_before
+    assert rows["7"].kernel == (4, 4) and rows["7"].relevance is None
+    assert len(rows["0"].relevance or ()) == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1%", 0.01), ("0.5 %", 0.005), ("0.01", 0.01), ("0", 0.0), ("0%", 0.0)]
+)
+def test_budgets_are_percent_or_shares(text: str, value: float) -> None:
+    assert parse_budget(text) == value
+
+
+@pytest.mark.parametrize("text", ["abc", "", "%", "1", "-1%", "100%", "nan"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a share of all images such as 1% or 0.01"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--budget", "abc"), "not 'abc'"),
+        (("--budget", "1"), "try 1%"),
+        (("--methods", "trim,prune"), "methods must be of"),
+        (("--board", "pynq-z9"), "board must be one of"),
+        (("--step-epochs", "-1"), "must not be negative"),
+        (("--data", "nowhere"), "'nowhere' does not exist"),
+        (("--side", "24"), "must take the data's 3 x 24 x 24 images"),
+        ((), "must be a trained one"),
+    ],
+)
+def test_errors_are_clear(
+    folder: Path, options: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1 and one line; nothing is written."""
+    assert compress(folder, "--out", str(folder / "refused"), *options) == 1
+    assert text in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
+def test_networks_that_do_not_fit_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compress(folder, name="narrow") == 1
+    assert "a logit for each of the data's 4 classes" in capsys.readouterr().err
+    assert compress(folder, name="softmax") == 1
+    assert "Softmax" in capsys.readouterr().err
+    assert main(["compress", "net.onnx", "--data", str(folder / "data.npz")]) == 1
+    assert "give the torch.nn.Module that it was exported from" in capsys.readouterr().err
+    torch.save({"other.weight": torch.zeros(1)}, folder / "other.pt")
+    assert compress(folder, "--weights", str(folder / "other.pt")) == 1
+    assert "state must belong to this model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compress(folder, "--cost", "time")
+    assert "invalid choice: 'time'" in capsys.readouterr().err
+
+
+def test_it_says_how_to_go_on_when_stopped(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hwgen.compress.compress_network", stop)
+    with pytest.raises(SystemExit) as raised:
+        compress(folder)
+    assert raised.value.code == 130
+    assert "the same command goes on from" in capsys.readouterr().err
+
+
+def _folders(root: Path, splits: tuple[str, ...], classes: tuple[str, ...], count: int) -> None:
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+
+
+def test_folders_of_pictures(tmp_path: Path) -> None:
+    """Validation is a split of its own, or held out from each class with the seed."""
+    _folders(tmp_path / "two", ("train", "test"), ("cat", "dog"), 20)
+    splits = load_splits(tmp_path / "two", side=8, seed=1)
+    assert splits.train.images.shape == (36, 8, 8, 3) and len(splits.test) == 40
+    assert np.bincount(splits.validation.labels).tolist() == [2, 2]
+    assert splits.test.class_names == ("cat", "dog")
+    again, other = (load_splits(tmp_path / "two", side=8, seed=seed) for seed in (1, 2))
+    assert np.array_equal(again.validation.images, splits.validation.images)
+    assert not np.array_equal(other.validation.images, splits.validation.images)
+    _folders(tmp_path / "three", ("train", "validation", "test"), ("cat",), 2)
+    assert len(load_splits(tmp_path / "three", side=8).validation) == 2
+
+
+def test_data_that_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    _folders(tmp_path / "none", ("train",), ("cat",), 1)
+    with pytest.raises(ValueError, match="there is no test"):
+        load_splits(tmp_path / "none", side=8)
+    _folders(tmp_path / "few", ("train", "test"), ("cat",), 1)
+    with pytest.raises(ValueError, match="side must be given"):
+        load_splits(tmp_path / "few")
+    with pytest.raises(ValueError, match="are too few"):
+        load_splits(tmp_path / "few", side=8)
+    (tmp_path / "few" / "test" / "cat").rename(tmp_path / "few" / "test" / "dog")
+    with pytest.raises(ValueError, match="must have the classes of train"):
+        load_splits(tmp_path / "few", side=8)
+    images, labels = _part(8, 0)
+    arrays = {"train_images": images, "train_labels": labels}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="must have the key 'test_images'"):
+        load_splits(tmp_path / "a.npz")
+    arrays |= {"test_images": images[:, :8], "test_labels": labels}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="try giving a side"):
+        load_splits(tmp_path / "a.npz")
+    assert load_npz(tmp_path / "a.npz", "train").num_classes == 4
+
+
+@pytest.mark.slow
+def test_the_command_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains on the bundled frames, and saves cycles within its budget."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"^shears (compress .*)$", text, re.MULTILINE)
+    assert command is not None
+    assert main(shlex.split(command[1], comments=True)) == 0
+    report = json.loads((tmp_path / "build" / "compress" / "report.json").read_text())
+    assert report["after"]["validation"] >= report["floor"]
+    assert report["after"]["cycles"] < report["before"]["cycles"]
