@@ -9,6 +9,7 @@ run that was stopped goes on, with the same result.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 import json
@@ -434,16 +435,17 @@ class _Run:
         self.trials.sort(key=lambda trial: trial.taken and trial.method == "slices")
         return model if chosen is None else chosen[1]
 
-    def _keeps(self, model: nn.Module) -> list[float]:
+    def _keeps(self, model: nn.Module) -> tuple[float, ...]:
         """Return the levels that kernels alone can reach."""
-        levels = list(KEEPS)
-        while levels:
+
+        def beyond(keep: float) -> bool:
             try:
-                self._lowered(model, levels[-1], None, few=16)
-                break
+                self._lowered(model, keep, None, few=16)
             except ValueError:
-                levels.pop()
-        return levels
+                return True
+            return False
+
+        return KEEPS[: bisect.bisect_left(KEEPS, True, key=beyond)]
 
     def _lowered(
         self, model: nn.Module, keep: float, fine_tune: FineTune | None, few: int | None = None

@@ -29,8 +29,7 @@ from hwgen.compress import (
     predicted_cycles,
     train,
 )
-from hwgen.compress.pipeline import METHODS
-from hwgen.compress.report import COST_NAMES, layer_rows
+from hwgen.compress.report import layer_rows
 from hwgen.datasets import Splits, load_npz, load_splits
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +172,7 @@ def test_an_interrupted_run_ends_the_same(
 ) -> None:
     """Stopped in every stage, it goes on, does no stage twice, and gives the same network."""
     whole, expected = compress_network(trained, splits, tmp_path / "whole", QUICK)
+    assert [trial.method for trial in expected.trials if trial.taken]
     stops = ["compression", "retraining", "slices", "fine-tuning", "measuring"]
     began: list[str] = []
 
@@ -193,7 +193,7 @@ def test_an_interrupted_run_ends_the_same(
     assert not _same(other, whole)  # another config finds nothing of this one's
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["trim", "lower", "slices"])
 def test_each_method_alone_stays_within_the_budget(
     splits: Splits, trained: nn.Module, tmp_path: Path, method: str
 ) -> None:
@@ -205,7 +205,7 @@ def test_each_method_alone_stays_within_the_budget(
     assert report.after.steps <= report.before.steps
 
 
-@pytest.mark.parametrize("cost", [c for c in COST_NAMES if c != "cycles"])
+@pytest.mark.parametrize("cost", ["macs", "parameters"])
 def test_without_a_budget_nothing_may_be_lost(
     splits: Splits, trained: nn.Module, tmp_path: Path, cost: str
 ) -> None:
