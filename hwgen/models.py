@@ -8,6 +8,7 @@ where the published topology allows.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -123,7 +124,7 @@ class ResNet(nn.Module):
                 inputs = width
             self.add_module(f"layer{stage + 1}", layer)
         self.stages = len(widths)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(inputs, num_classes)
 
@@ -263,6 +264,70 @@ def demo_classifier(num_classes: int = 10) -> ResNet:
     the two is the number of pixels alone.
     """
     return ResNet(num_classes, (32, 64), (1, 1), stem_stride=2, first_stride=2, stem_width=16)
+
+
+def with_box_head(model: ResNet, side: int, cells: int = 4) -> ResNet:
+    """Return a copy of a classifier that regresses a box instead: its trunk, another end.
+
+    A mean over the whole map would not know where things are, so the map is averaged down to
+    ``cells`` x ``cells`` (as it is, if smaller) and a linear layer reads all of it. The output is
+    (N, 4): xmin, ymin, xmax, ymax in [0, 1] of the frame.
+
+    Parameters
+    ----------
+    model
+        Left as it is; the copy keeps its trained trunk.
+    side
+        Input height and width.
+    cells
+        Rows and columns that the linear layer sees.
+    """
+    model = copy.deepcopy(model)
+    model.pool = nn.Identity()
+    training, shape = model.training, (1, 3, side, side)
+    trunk = copy.deepcopy(model).eval()
+    trunk.flatten, trunk.linear = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    with torch.no_grad():
+        _, channels, height, width = trunk(torch.zeros(shape)).shape
+    window = max(1, height // cells)
+    model.pool = nn.AvgPool2d(window) if window > 1 else nn.Identity()
+    model.linear = nn.Linear(channels * (height // window) * (width // window), 4)
+    with torch.no_grad():
+        model.linear.bias.copy_(torch.tensor([0.1, 0.1, 0.9, 0.9]))
+    return model.train(training)
+
+
+def any_net_predictor(
+    width: float = 1.0, depths: Sequence[int] = (1, 1, 2, 2), side: int = 64
+) -> ResNet:
+    """Return the papers' foreground predictor: an AnyNet that ends in a box.
+
+    Radosavovic et al. (CVPR 2020, section 3.1): a stem of stride 2 and four stages of residual
+    blocks, each at half the resolution of the one before, as Smart Scissor (ICCAD 2022, section
+    III) takes it; here with basic blocks, which the accelerator runs best.
+
+    Parameters
+    ----------
+    width
+        Of 32, 64, 128 and 256 channels in the stages and 32 in the stem; rounded to multiples
+        of 8.
+    depths
+        Blocks of the stages.
+    side
+        Input height and width.
+
+    Raises
+    ------
+    ValueError
+        If the width is not above 0 or a stage has no block.
+    """
+    if not width > 0 or not depths or min(depths) < 1:
+        raise ValueError(
+            f"width must be above 0 and every depth at least 1, not {width!r} and {depths!r}"
+        )
+    stem, *widths = (max(8, round(width * w / 8) * 8) for w in (32, 32, 64, 128, 256))
+    net = ResNet(4, widths[: len(depths)], depths, 3, 2, first_stride=2, stem_width=stem)
+    return with_box_head(net, side)
 
 
 class ForegroundPredictor(nn.Sequential):

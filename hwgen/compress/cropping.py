@@ -9,8 +9,10 @@ or pseudo-boxes from Grad-CAM (Selvaraju et al., ICCV 2017) of a trained classif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,7 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.crop import resize, square_crops
-from hwgen.compress.training import Tick, TrainConfig, TrainReport, batches, predict, train
+from hwgen.arch.files import replacing
+from hwgen.compress.training import (
+    Augment,
+    Tick,
+    TrainConfig,
+    TrainReport,
+    batches,
+    device_of,
+    predict,
+    train,
+)
+
+BOX_LOSSES = ("smooth_l1", "mse", "weighted_mse")
+
+_POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,8 @@ class PredictorConfig:
     side
         Height and width that the frame is resized to for the predictor.
     train
-        Its training; ``loss`` is "smooth_l1" or "mse".
+        Its training; ``loss`` is "smooth_l1", "mse" or "weighted_mse". What ``augment`` moves, it
+        moves with the boxes, in pixels of the small frame.
     """
 
     side: int = 32
@@ -61,6 +78,11 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
+def mean_iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the mean of :func:`iou`."""
+    return float(iou(first, second).mean())
+
+
 def predict_boxes(predictor: nn.Module, images: np.ndarray, side: int) -> np.ndarray:
     """Return the predictor's boxes, (N, 4) clipped to [0, 1], for (N, H, W, 3) uint8 frames."""
     return np.clip(predict(predictor, resize_all(images, side)), 0.0, 1.0)
@@ -72,8 +94,30 @@ def resize_all(images: np.ndarray, size: int, chunk: int = 500) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def crop_all(images: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
-    """Cut each frame's crop by the contract's rule: (N, size, size, C) uint8."""
+def crop_all(
+    images: np.ndarray, boxes: np.ndarray, size: int, small: int | None = None
+) -> np.ndarray:
+    """Cut each frame's crop by the contract's rule.
+
+    Parameters
+    ----------
+    images
+        (N, H, W, C) uint8 frames.
+    boxes
+        (N, 4) in [0, 1].
+    size
+        Height and width of the crops.
+    small
+        Cut from the frames resized to this side, such as what the predictor has seen, which may be
+        all that is left of a frame; from the frames themselves if None.
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, size, size, C) uint8.
+    """
+    if small is not None:
+        images = resize_all(images, small)
     corners = square_crops(boxes, images.shape[1], images.shape[2])
     out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
     for side in np.unique(corners[:, 2]):
@@ -123,13 +167,18 @@ def train_predictor(
         The trained copy and the report.
     """
     config = config or PredictorConfig()
-    if config.train.loss == "cross_entropy":
-        raise ValueError("loss must be 'smooth_l1' or 'mse' for boxes, not 'cross_entropy'")
+    if config.train.loss not in BOX_LOSSES:
+        raise ValueError(f"loss must be one of {BOX_LOSSES!r} for boxes, not {config.train.loss!r}")
     small, target = resize_all(images, config.side), boxes.astype(np.float32)
+
+    def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((config.train.seed, epoch, 3))
+        return config.train.augment.with_boxes(small, target, rng)
+
     trained, training = train(
         model,
-        lambda _: (small, target),
-        config.train,
+        samples,
+        replace(config.train, augment=Augment()),
         checkpoint=checkpoint,
         progress=progress,
         name="predictor",
@@ -137,12 +186,47 @@ def train_predictor(
     held_out = None
     if validation is not None:
         found = predict_boxes(trained, validation[0], config.side)
-        held_out = float(iou(found, validation[1]).mean())
-    own = float(iou(np.clip(predict(trained, small), 0, 1), boxes).mean())
+        held_out = mean_iou(found, validation[1])
+    own = mean_iou(np.clip(predict(trained, small), 0, 1), boxes)
     return trained, PredictorReport(own, held_out, training)
 
 
-def grad_cam(model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: str) -> np.ndarray:
+def map_layers(model: nn.Module, image: np.ndarray) -> list[str]:
+    """List what :func:`grad_cam` can take, in the order it runs: modules with a map as output.
+
+    A map is (N, C, h, w) of more than one pixel. ``image`` is one (H, W, 3) uint8 frame. Modules
+    that hold others are not listed, although they can be taken too; nor are pools.
+    """
+    found: list[str] = []
+
+    def note(name: str) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], result: object) -> None:
+            if isinstance(result, Tensor) and result.ndim == 4 and result[0, 0].numel() > 1:
+                found.append(name)
+
+        module = model.get_submodule(name)
+        if next(module.children(), None) is None and not isinstance(module, _POOLS):
+            hooks.append(module.register_forward_hook(hook))
+
+    hooks: list[torch.utils.hooks.RemovableHandle] = []
+    for name, _ in model.named_modules():
+        note(name)
+    try:
+        predict(model, image[None])
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found
+
+
+def grad_cam(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    layer: str | None = None,
+    *,
+    progress: Tick | None = None,
+) -> np.ndarray:
     """Return Grad-CAM maps (Selvaraju et al., ICCV 2017, section 3).
 
     A map is the ReLU of the layer's channels, each weighted by the mean gradient of the label's
@@ -152,17 +236,35 @@ def grad_cam(model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: st
     ----------
     model
         A classifier.
-    images, labels
-        (N, H, W, 3) uint8 and (N,) the class whose evidence is wanted.
+    images
+        (N, H, W, 3) uint8.
+    labels
+        (N,) the class whose evidence is wanted, in training the true one; the model's own answers
+        if None.
     layer
-        Path of a module whose output is (N, C, h, w).
+        Path of a module whose output is (N, C, h, w); the last of :func:`map_layers` if None.
+    progress
+        Called after each batch.
 
     Returns
     -------
     numpy.ndarray
         (N, H, W) float32, enlarged bilinearly to the frame.
+
+    Raises
+    ------
+    ValueError
+        If the layer is none of the model's, or has no map as its output.
     """
     model.eval()
+    if layer is None or layer not in dict(model.named_modules()):
+        layers = map_layers(model, images[0])
+        if layer is not None or not layers:
+            raise ValueError(
+                f"layer must be one of {', '.join(layers) or 'those with a map (N, C, h, w)'}, "
+                f"not {layer!r}"
+            )
+        layer = layers[-1]
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
@@ -173,11 +275,14 @@ def grad_cam(model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: st
     maps = []
     try:
         start = 0
-        for x in batches(images):
+        for x in batches(images, device=device_of(model)):
             kept.clear()
             with torch.enable_grad():
                 logits = model(x.requires_grad_(True))
-                label = torch.from_numpy(np.asarray(labels[start : start + len(x)]))
+                label = logits.detach().argmax(dim=1)
+                if labels is not None:
+                    wanted = np.asarray(labels[start : start + len(x)], np.int64)
+                    label = torch.from_numpy(wanted).to(label.device)
                 logits.gather(1, label[:, None]).sum().backward()
             features, gradient = kept[0].detach(), kept[0].grad
             if features.ndim != 4 or gradient is None:
@@ -187,12 +292,38 @@ def grad_cam(model: nn.Module, images: np.ndarray, labels: np.ndarray, layer: st
             cam = functional.interpolate(
                 cam, size=images.shape[1:3], mode="bilinear", align_corners=False
             )
-            maps.append(cam[:, 0].numpy())
+            maps.append(cam[:, 0].cpu().numpy())
             start += len(x)
+            if progress is not None:
+                progress("Grad-CAM", start, len(images))
     finally:
         hook.remove()
         model.zero_grad(set_to_none=True)
     return np.concatenate(maps)
+
+
+def foreground_boxes(
+    model: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    layer: str | None = None,
+    split: float = 0.5,
+    *,
+    progress: Tick | None = None,
+    chunk: int = 1000,
+) -> np.ndarray:
+    """Return pseudo-boxes to train a predictor on where there are no true ones (ICCAD 2022).
+
+    :func:`grad_cam` and :func:`cam_boxes` on a chunk of images at a time; (N, 4) float32 in [0, 1].
+    """
+    boxes = []
+    for start in range(0, len(images), chunk):
+        part = slice(start, start + chunk)
+        own = None if labels is None else labels[part]
+        boxes.append(cam_boxes(grad_cam(model, images[part], own, layer), split))
+        if progress is not None:
+            progress("pseudo-boxes", min(start + chunk, len(images)), len(images))
+    return np.concatenate(boxes)
 
 
 def cam_boxes(maps: np.ndarray, split: float = 0.5) -> np.ndarray:
@@ -215,3 +346,57 @@ def cam_boxes(maps: np.ndarray, split: float = 0.5) -> np.ndarray:
         axis=1,
     )
     return boxes.astype(np.float32)
+
+
+def save_boxes(path: str | Path, boxes: np.ndarray, images: np.ndarray, source: str) -> None:
+    """Save boxes and which images they belong to as ``.npz``, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    boxes
+        (N, 4) in [0, 1].
+    images
+        (N, H, W, C) uint8, of which a digest is kept.
+    source
+        Where they are from, such as "true", "Grad-CAM" or "predicted".
+
+    Raises
+    ------
+    ValueError
+        If there is not one box for each image.
+    """
+    if boxes.shape != (len(images), 4):
+        raise ValueError(f"boxes must have the shape {(len(images), 4)!r}, not {boxes.shape!r}")
+    held = {"boxes": boxes.astype(np.float32), "source": source, "digest": _digest(images)}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **held)  # type: ignore[arg-type]
+
+
+def load_boxes(path: str | Path, images: np.ndarray) -> tuple[np.ndarray, str]:
+    """Load what :func:`save_boxes` saved for these images: (N, 4) float32 boxes and their source.
+
+    Raises
+    ------
+    ValueError
+        If the file is none of ours, is damaged, or belongs to other images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            boxes, source, digest = held["boxes"], str(held["source"]), str(held["digest"])
+    except (BadZipFile, KeyError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} must be a file of save_boxes: {error}") from error
+    if digest != _digest(images):
+        raise ValueError(
+            f"{path} must hold the boxes of these {len(images)} images, but they are of "
+            f"{len(boxes)} others; try making them anew"
+        )
+    return boxes, source
+
+
+def _digest(images: np.ndarray) -> str:
+    """Return what tells images from others."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()

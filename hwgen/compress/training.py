@@ -22,6 +22,9 @@ MEAN = 0.5
 STD = 0.25
 """Every network here is fed ``(pixel / 255 - MEAN) / STD``, all three channels alike."""
 
+CUT_WEIGHT = 2.0
+"""How much more "weighted_mse" minds an edge that cuts into the true box than one outside of it."""
+
 MASK = "weight_mask"
 """Buffer beside a weight: 0 where a reduced kernel holds its exact zeros."""
 
@@ -64,19 +67,50 @@ class Augment:
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed copies of (N, H, W, C) uint8 images."""
+        return self._change(images, self._moves(len(images), rng), rng)
+
+    def with_boxes(
+        self, images: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return changed copies, and (N, 4) boxes in [0, 1] of the frame that move along.
+
+        What a shift takes out of the frame is cut off its box.
+        """
+        mirrored, down, right = moves = self._moves(len(images), rng)
+        height, width = images.shape[1:3]
+        x, y = boxes[:, 0::2] - right / width, boxes[:, 1::2] - down / height
+        x = np.where(mirrored, 1 - (boxes[:, 2::-2] - right / width), x)
+        moved = np.clip(np.stack([x, y], axis=2).reshape(-1, 4), 0, 1).astype(boxes.dtype)
+        return self._change(images, moves, rng), moved
+
+    def _moves(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw (count, 1): mirrored or not, and by how much rows and columns are moved."""
+        mirrored = np.zeros((count, 1), bool)
+        down, right = np.zeros((2, count, 1), np.int64)
+        if self.flip:
+            mirrored = rng.random((count, 1)) < 0.5
+        if self.shift:
+            down = rng.integers(-self.shift, self.shift + 1, (count, 1))
+            right = rng.integers(-self.shift, self.shift + 1, (count, 1))
+        return mirrored, down, right
+
+    def _change(
+        self,
+        images: np.ndarray,
+        moves: tuple[np.ndarray, np.ndarray, np.ndarray],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Move and mirror images as drawn, and cut a square out of each."""
         count, height, width = images.shape[:3]
-        which = np.arange(count)[:, None, None]
         if self.flip or self.shift:
-            rows, columns = np.arange(height)[None], np.arange(width)[None]
-            if self.flip:
-                mirrored = rng.random((count, 1)) < 0.5
-                columns = np.where(mirrored, width - 1 - columns, columns)
-            if self.shift:
-                rows = _mirror(rows + rng.integers(-self.shift, self.shift + 1, (count, 1)), height)
-                moved = columns + rng.integers(-self.shift, self.shift + 1, (count, 1))
-                columns = _mirror(moved, width)
-            rows = np.broadcast_to(rows, (count, height))
-            images = images[which, rows[:, :, None], columns[:, None, :]]
+            mirrored, down, right = moves
+            columns = np.arange(width)[None]
+            columns = np.where(mirrored, width - 1 - columns, columns) + right
+            rows = _mirror(np.arange(height)[None] + down, height)
+            which = np.arange(count)[:, None, None]
+            images = images[which, rows[:, :, None], _mirror(columns, width)[:, None, :]]
         if self.cutout:
             y = np.arange(height) - rng.integers(0, height, (count, 1)) + self.cutout // 2
             x = np.arange(width) - rng.integers(0, width, (count, 1)) + self.cutout // 2
@@ -111,7 +145,9 @@ class TrainConfig:
     distill_weight, distill_temperature
         Share of the distillation loss (Hinton et al., 2015) when a teacher is given.
     loss
-        "cross_entropy", or "smooth_l1" / "mse" for regression.
+        "cross_entropy"; or, for boxes (xmin, ymin, xmax, ymax), "smooth_l1", "mse" or
+        "weighted_mse", in which the square of an edge's error counts :data:`CUT_WEIGHT` times where
+        the edge lies inside of the true box: what is cut off is lost, what is too much only costs.
     augment
         What is done to the images on their way in.
     precision
@@ -128,7 +164,7 @@ class TrainConfig:
     label_smoothing: float = 0.05
     distill_weight: float = 0.5
     distill_temperature: float = 2.0
-    loss: Literal["cross_entropy", "smooth_l1", "mse"] = "cross_entropy"
+    loss: Literal["cross_entropy", "smooth_l1", "mse", "weighted_mse"] = "cross_entropy"
     augment: Augment = Augment()
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -318,7 +354,13 @@ def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
         return functional.smooth_l1_loss(y, target, beta=0.05)
     if config.loss == "mse":
         return functional.mse_loss(y, target)
-    raise ValueError(f"loss must be cross_entropy, smooth_l1 or mse, not {config.loss!r}")
+    if config.loss == "weighted_mse":
+        outwards = y.new_tensor([-1.0, -1.0, 1.0, 1.0])
+        weight = torch.where((y - target) * outwards < 0, CUT_WEIGHT, 1.0)
+        return (weight * (y - target).square()).mean()
+    raise ValueError(
+        f"loss must be cross_entropy, smooth_l1, mse or weighted_mse, not {config.loss!r}"
+    )
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:

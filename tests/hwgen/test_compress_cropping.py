@@ -8,19 +8,34 @@ import pytest
 import torch
 from torch import nn
 
+from hwgen.arch import GoldenRun
 from hwgen.arch.crop import resize, square_crop
+from hwgen.backends import program
+from hwgen.boards import load_board
 from hwgen.compress import (
+    Augment,
     PredictorConfig,
     TrainConfig,
     cam_boxes,
     crop_all,
+    foreground_boxes,
     grad_cam,
     iou,
     jitter_boxes,
+    load_boxes,
+    map_layers,
+    mean_iou,
+    normalise,
+    predict,
     predict_boxes,
+    resize_all,
+    save_boxes,
     train_predictor,
 )
-from hwgen.models import ForegroundPredictor
+from hwgen.compress.training import CUT_WEIGHT, _loss
+from hwgen.ir import evaluate_integer, quantize_input, run_quantized
+from hwgen.models import ForegroundPredictor, any_net_predictor, resnet8, with_box_head
+from hwgen.quantize import quantize_model
 
 
 def test_iou_by_hand():
@@ -82,8 +97,24 @@ def test_grad_cam_finds_a_planted_blob_and_that_of_the_class_asked_for():
 
 
 def test_grad_cam_refuses_a_layer_without_a_map():
+    images = np.zeros((1, 64, 64, 3), np.uint8)
     with pytest.raises(ValueError, match="layer must have a map"):
-        grad_cam(BlobClassifier(), np.zeros((1, 64, 64, 3), np.uint8), np.zeros(1, int), "pool")
+        grad_cam(BlobClassifier(), images, np.zeros(1, int), "pool")
+    with pytest.raises(ValueError, match="one of features.0, features.1, not 'middle'"):
+        grad_cam(BlobClassifier(), images, np.zeros(1, int), "middle")
+
+
+def test_grad_cam_takes_the_last_map_and_the_models_own_answer_by_itself():
+    rng = np.random.default_rng(8)
+    images = rng.integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
+    model = BlobClassifier()
+    assert map_layers(model, images[0]) == ["features.0", "features.1"]
+    answers = predict(model, images).argmax(axis=1)
+    assert np.array_equal(grad_cam(model, images), grad_cam(model, images, answers, "features.1"))
+    names = map_layers(resnet8(), images[0])
+    assert names[0] == "conv1" and names[-1] == "layer3.0.relu2"
+    boxes = foreground_boxes(model, images, answers, chunk=4)
+    assert np.array_equal(boxes, cam_boxes(grad_cam(model, images, answers)))
 
 
 def test_cam_boxes_by_hand():
@@ -110,5 +141,108 @@ def test_a_predictor_learns_where_a_square_is():
     assert found.min() >= 0 and found.max() <= 1
     assert report.validation_iou == pytest.approx(iou(found, held_out[1]).mean())
     assert report.validation_iou > 0.6 and report.train_iou > 0.6
-    with pytest.raises(ValueError, match="loss must be 'smooth_l1' or 'mse'"):
+    with pytest.raises(ValueError, match="loss must be one of .*weighted_mse"):
         train_predictor(model, images, boxes, PredictorConfig(train=TrainConfig()))
+
+
+def test_crops_from_the_small_tensor_are_those_of_the_resized_frame():
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (8, 64, 64, 3)).astype(np.uint8)
+    boxes = rng.random((8, 4))
+    small = np.stack([resize(image, 32) for image in images])
+    assert np.array_equal(crop_all(images, boxes, 24, small=32), crop_all(small, boxes, 24))
+    assert not np.array_equal(crop_all(images, boxes, 24, small=32), crop_all(images, boxes, 24))
+
+
+def test_the_weighted_loss_minds_what_is_cut_off_by_hand():
+    target = torch.tensor([[0.2, 0.2, 0.8, 0.8]])
+    config = TrainConfig(loss="weighted_mse")
+    for edge, inwards in ((0, 1.0), (1, 1.0), (2, -1.0), (3, -1.0)):
+        move = torch.zeros(1, 4)
+        move[0, edge] = 0.125 * inwards
+        cut, spare = (_loss(config, target + sign * move, target) for sign in (1, -1))
+        assert spare.item() == pytest.approx(0.125**2 / 4, rel=1e-5)
+        assert cut.item() == pytest.approx(CUT_WEIGHT * 0.125**2 / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(shift=5), Augment(True, 5)])
+def test_boxes_move_with_their_images(augment):
+    rng = np.random.default_rng(6)
+    low = rng.integers(8, 30, (50, 2))
+    boxes = (np.concatenate([low, low + [[9, 13]]], axis=1) / 48).astype(np.float32)
+    images = np.zeros((50, 48, 48, 3), np.uint8)
+    for image, (x, y) in zip(images, low, strict=True):
+        image[y : y + 13, x : x + 9] = 200
+    moved, found = augment.with_boxes(images, boxes, np.random.default_rng(7))
+    assert np.array_equal(moved, augment(images, np.random.default_rng(7)))
+    assert not np.array_equal(found, boxes)
+    for image, box in zip(moved[..., 0], found, strict=True):
+        x0, y0, x1, y1 = np.rint(box * 48).astype(int)
+        seen = np.zeros((48, 48), np.uint8)
+        seen[y0:y1, x0:x1] = 200
+        assert np.array_equal(image, seen)
+
+
+@pytest.mark.parametrize("loss", ["smooth_l1", "mse", "weighted_mse"])
+def test_every_loss_and_augmentation_trains_a_predictor(loss):
+    rng = np.random.default_rng(9)
+    images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
+    boxes = np.tile([0.25, 0.25, 0.75, 0.75], (24, 1))
+    torch.manual_seed(9)
+    knobs = TrainConfig(epochs=12, batch_size=8, loss=loss, augment=Augment(flip=True, shift=2))
+    model, report = train_predictor(
+        ForegroundPredictor(), images, boxes, PredictorConfig(32, knobs)
+    )
+    assert report.training.losses[-1] < report.training.losses[0] and report.train_iou > 0
+    found = predict_boxes(model, images, 32)
+    assert mean_iou(found, boxes) == pytest.approx(report.train_iou)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: any_net_predictor(0.5),
+        lambda: any_net_predictor(0.25, (1, 1, 1), 32),
+        lambda: with_box_head(resnet8(), 32),
+    ],
+    ids=["AnyNet 0.5", "AnyNet 0.25 of three stages", "ResNet-8's trunk"],
+)
+def test_predictors_run_on_the_machine(make):
+    torch.manual_seed(10)
+    model = make().eval()
+    side = 64 if model.stages == 4 else 32
+    rng = np.random.default_rng(10)
+    images = normalise(rng.integers(0, 256, (8, side, side, 3)).astype(np.uint8))
+    graph = quantize_model(model, images[:1], images)
+    golden = GoldenRun(program.emit(graph, load_board("pynq-z2").config))
+    assert run_quantized(graph, images[:2].numpy()).shape == (2, 4)
+    codes = quantize_input(graph, images[:2].numpy())
+    expected = evaluate_integer(graph, codes)[graph.outputs[0]]
+    for image, box in zip(codes, expected, strict=True):
+        assert np.array_equal(golden.run(image)[0].reshape(-1), box.reshape(-1))
+
+
+def test_a_box_head_keeps_the_trunk_and_knows_where_things_are():
+    torch.manual_seed(11)
+    base = resnet8()
+    model = with_box_head(base, 32)
+    assert torch.equal(model.layer3[0].conv2.weight, base.layer3[0].conv2.weight)
+    assert model.linear.in_features == 64 * 4 * 4 and base.linear.out_features == 10
+    with pytest.raises(ValueError, match="width must be above 0"):
+        any_net_predictor(0.0)
+
+
+def test_saved_boxes_belong_to_their_images(tmp_path):
+    rng = np.random.default_rng(12)
+    images = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
+    boxes = rng.random((5, 4)).astype(np.float32)
+    save_boxes(tmp_path / "boxes.npz", boxes, images, "Grad-CAM")
+    held, source = load_boxes(tmp_path / "boxes.npz", images)
+    assert np.array_equal(held, boxes) and source == "Grad-CAM"
+    with pytest.raises(ValueError, match="boxes of these 5 images, but they are of 5 others"):
+        load_boxes(tmp_path / "boxes.npz", resize_all(images, 12))
+    with pytest.raises(ValueError, match=r"shape \(5, 4\)"):
+        save_boxes(tmp_path / "boxes.npz", boxes[:4], images, "true")
+    (tmp_path / "boxes.npz").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="must be a file of save_boxes"):
+        load_boxes(tmp_path / "boxes.npz", images)
