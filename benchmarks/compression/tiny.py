@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: Tiny ImageNet's 20 classes, cropping, compound shrinking and a cascade.
+
+The full-frame classifier is ResNet-20 at 64 x 64. Against it, cumulatively: crops of the
+foreground by a predictor (learned from true boxes, or from Grad-CAM's of the full-frame classifier
+itself), the classifier shrunk along depth, width and resolution, and a cascade with a smaller one.
+Choices are made on held-out training images; costs include the predictor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.compression import baselines, rows
+from benchmarks.compression.cifar import stage
+from benchmarks.compression.data import load
+from hwgen import models
+from hwgen.compress import cost
+from hwgen.compress.cascade import (
+    CascadeConfig,
+    cascade_logits,
+    evaluate_cascade,
+    fit_cascade,
+)
+from hwgen.compress.cropping import (
+    PredictorConfig,
+    crop_all,
+    foreground_boxes,
+    jitter_boxes,
+    mean_iou,
+    predict_boxes,
+    resize_all,
+    train_predictor,
+)
+from hwgen.compress.shrinking import ShrinkConfig, shrink
+from hwgen.compress.structure import drop_blocks
+from hwgen.compress.training import (
+    Augment,
+    Samples,
+    Tick,
+    TrainConfig,
+    accuracy,
+    normalise,
+    train,
+)
+from hwgen.datasets import Dataset
+from hwgen.ir import Graph, run_quantized
+from hwgen.quantize import quantize_model
+
+TABLE, DATA, NETWORK = "tiny", "tiny-imagenet-20", "ResNet-20"
+SIDE = 64
+EPOCHS_CROP, EPOCHS_SHRUNK = 8, 22
+KINDS = ("true boxes", "Grad-CAM boxes")
+PREDICTOR_SIDE = 32
+PREDICTOR_TRAINING = TrainConfig(
+    epochs=24,
+    learning_rate=1e-3,
+    loss="smooth_l1",
+    augment=Augment(flip=True, shift=4),
+    precision="bfloat16",
+)
+SIDES = (56, 52, 48, 44, 40, 36, 32)
+TARGET = 0.43
+"""Of the full-frame classifier's MACs, the shrunk classifier's; the predictor comes on top."""
+FIRST = 0.1
+"""The cascade's first stage, likewise."""
+METHODS = (
+    "full frame, trained on",
+    *(f"{step}, {kind}" for kind in KINDS for step in ("cropping", "cropping + shrinking")),
+    "cropping + shrinking + cascade, true boxes",
+)
+
+
+def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row:
+    """Measure one row."""
+    torch.manual_seed(seed)
+    step, _, kind = method.partition(", ")
+    bench = _Bench(data, cache, seed, tick, kind)
+    if method.startswith("full frame"):
+        return bench.row(method, _Pipeline(None, [bench.longer()], SIDE), EPOCHS_SHRUNK)
+    crops, shrunk = bench.cropped, bench.shrunk(TARGET)
+    if step == "cropping":
+        return bench.row(method, _Pipeline(bench.predictor, [crops], SIDE), EPOCHS_CROP)
+    epochs = EPOCHS_CROP + EPOCHS_SHRUNK
+    if step == "cropping + shrinking":
+        return bench.row(method, _Pipeline(bench.predictor, [shrunk.model], shrunk.side), epochs)
+    first = bench.shrunk(FIRST)
+    stages = [first.model, shrunk.model]
+    return bench.row(
+        method, _Pipeline(bench.predictor, stages, shrunk.side, first.side), 2 * epochs
+    )
+
+
+Network = nn.Module | Graph
+
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """What a row runs: an optional predictor, and one classifier or a cascade of two.
+
+    ``side`` is what the last classifier sees, ``first_side`` what the first of two does.
+    """
+
+    predictor: Network | None
+    classifiers: Sequence[Network]
+    side: int
+    first_side: int = 0
+
+    @property
+    def sides(self) -> list[int]:
+        """Side of each classifier's input."""
+        return [self.first_side, self.side] if len(self.classifiers) == 2 else [self.side]
+
+    def boxes(self, images: np.ndarray) -> np.ndarray:
+        """Return the predictor's boxes, of its integers if it is quantized."""
+        if isinstance(self.predictor, Graph):
+            small = resize_all(images, PREDICTOR_SIDE)
+            return np.clip(run_quantized(self.predictor, normalise(small).numpy()), 0, 1)
+        assert self.predictor is not None
+        return predict_boxes(self.predictor, images, PREDICTOR_SIDE)
+
+    def seen(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return what each classifier sees of these frames."""
+        if self.predictor is None:
+            return [images]
+        boxes = self.boxes(images)
+        return [crop_all(images, boxes, side) for side in self.sides]
+
+    def logits(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return each classifier's logits for these frames."""
+        pairs = zip(self.classifiers, self.seen(images), strict=True)
+        return [cascade_logits([network], seen)[0] for network, seen in pairs]
+
+    def quantized(self, images: np.ndarray) -> _Pipeline:
+        """Return the pipeline of integers, calibrated on these frames."""
+
+        def integers(network: Network, seen: np.ndarray) -> Graph:
+            assert isinstance(network, nn.Module)
+            inputs = normalise(seen)
+            return quantize_model(network.cpu().eval(), inputs[:1], inputs)
+
+        predictor = self.predictor
+        if predictor is not None:
+            predictor = integers(predictor, resize_all(images, PREDICTOR_SIDE))
+        pairs = zip(self.classifiers, self.seen(images), strict=True)
+        return replace(
+            self, predictor=predictor, classifiers=[integers(n, seen) for n, seen in pairs]
+        )
+
+
+@dataclass(frozen=True)
+class _Shrunk:
+    """A shrunk classifier and the side of its input."""
+
+    model: nn.Module
+    side: int
+
+
+@dataclass
+class _Bench:
+    """Everything that is trained once and kept, of one seed and one kind of boxes."""
+
+    data: Path
+    cache: Path
+    seed: int
+    tick: Tick
+    kind: str
+
+    def __post_init__(self) -> None:
+        self.splits = load(DATA, self.data)
+        self.base = baselines.trained(
+            baselines.find(NETWORK, DATA), self.splits, self.data, self.cache, self.seed, self.tick
+        )
+
+    def path(self, name: str) -> Path:
+        """Return the file of a trained network."""
+        return self.cache / f"tiny-{name}-{self.kind}-{self.seed}.pt".replace(" ", "-")
+
+    def config(self, epochs: int, **changes: Any) -> TrainConfig:
+        """Return the fine-tuning of the classifiers."""
+        config = baselines.find(NETWORK, DATA).config
+        return replace(config, epochs=epochs, learning_rate=0.03, seed=self.seed, **changes)
+
+    def tuned(
+        self,
+        name: str,
+        model: nn.Module,
+        samples: Samples,
+        config: TrainConfig,
+        teacher: nn.Module | None = None,
+    ) -> nn.Module:
+        """Train a network, or load it."""
+
+        def build() -> tuple[nn.Module, dict[str, Any]]:
+            return train(
+                model,
+                samples,
+                config,
+                teacher=teacher,
+                checkpoint=self.path(name).with_suffix(".checkpoint"),
+                progress=self.tick,
+                name=f"{NETWORK}, {name}",
+            )[0], {}
+
+        return stage(self.path(name), model, build)[0]
+
+    def longer(self) -> nn.Module:
+        """Train the full-frame classifier on: more epochs alone are not what cropping is worth."""
+        images, labels = self.splits.train.images, self.splits.train.labels
+        return self.tuned(
+            "longer", self.base, lambda _: (images, labels), self.config(EPOCHS_SHRUNK), self.base
+        )
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """Boxes of the training images that predictor and classifiers learn from."""
+        if self.kind == "true boxes":
+            return _boxes(self.splits.train)
+        return foreground_boxes(self.base, self.splits.train.images, self.splits.train.labels)
+
+    @cached_property
+    def predictor(self) -> nn.Module:
+        """The foreground predictor: the full-frame classifier's trunk, one block a stage."""
+        small = drop_blocks(self.base, [f"layer{stage}.{i}" for stage in (1, 2, 3) for i in (1, 2)])
+        assert isinstance(small, models.ResNet)
+        model = models.with_box_head(small, PREDICTOR_SIDE)
+
+        def build() -> tuple[nn.Module, dict[str, Any]]:
+            return train_predictor(
+                model,
+                self.splits.train.images,
+                self.boxes,
+                PredictorConfig(PREDICTOR_SIDE, replace(PREDICTOR_TRAINING, seed=self.seed)),
+                checkpoint=self.path("predictor").with_suffix(".checkpoint"),
+                progress=self.tick,
+            )[0], {}
+
+        return stage(self.path("predictor"), model, build)[0]
+
+    @cached_property
+    def found(self) -> np.ndarray:
+        """What the predictor finds in the training images."""
+        return predict_boxes(self.predictor, self.splits.train.images, PREDICTOR_SIDE)
+
+    def crops(self, side: int) -> Samples:
+        """Return training crops: half by predicted boxes, half by those learned from; jittered."""
+        images, labels = self.splits.train.images, self.splits.train.labels
+
+        def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((self.seed, epoch, 2))
+            given = rng.random(len(images)) < 0.5
+            boxes = np.where(given[:, None], self.boxes, self.found)
+            return crop_all(images, jitter_boxes(boxes, 0.06, rng), side), labels
+
+        return samples
+
+    @cached_property
+    def cropped(self) -> nn.Module:
+        """The full-frame classifier, fine-tuned on crops."""
+        return self.tuned(
+            "cropped", self.base, self.crops(SIDE), self.config(EPOCHS_CROP), self.base
+        )
+
+    def shrunk(self, share: float) -> _Shrunk:
+        """Shrink the crop classifier until it costs this share of the full-frame one's MACs."""
+        held = self.splits.validation
+        whole = cost.macs(self.base, (3, SIDE, SIDE))
+
+        boxes = predict_boxes(self.predictor, held.images, PREDICTOR_SIDE)
+
+        def evaluate(model: nn.Module, side: int) -> float:
+            return accuracy(model, crop_all(held.images, boxes, side), held.labels)
+
+        found = shrink(
+            self.cropped,
+            self.crops(SIDE)(0)[0][:500],
+            evaluate,
+            ShrinkConfig(target_saving=1 - share, sides=SIDES),
+            cost=cost.macs,
+            storage=str(self.path(f"shrunk-{share}").with_suffix(".db")),
+            progress=self.tick,
+        )
+        side = found.point.side
+        assert found.baseline_cost == whole
+        larger = nn.Sequential(nn.Upsample(SIDE, mode="bilinear"), self.cropped)
+        config = self.config(EPOCHS_SHRUNK, distill_weight=0.5)
+        model = self.tuned(f"shrunk-{share}", found.model, self.crops(side), config, larger)
+        return _Shrunk(model, side)
+
+    def row(self, method: str, pipeline: _Pipeline, epochs: int) -> rows.Row:
+        """Measure a pipeline on the test images."""
+        test, held = self.splits.test, self.splits.validation
+        integers = pipeline.quantized(rows.calibration_images(self.splits))
+        logits, codes = pipeline.logits(test.images), integers.logits(test.images)
+        before = rows.costs(self.base, SIDE)
+        head = (0.0, 0.0, 0.0)
+        more: dict[str, Any] = {"sides": pipeline.sides}
+        if isinstance(pipeline.predictor, nn.Module):
+            head = rows.costs(pipeline.predictor, PREDICTOR_SIDE)
+            iou = mean_iou(pipeline.boxes(test.images), _boxes(test))
+            more |= {"predictor MACs": head[0], "mean IoU": iou}
+        each = [
+            rows.costs(network, side)
+            for network, side in zip(pipeline.classifiers, pipeline.sides, strict=True)
+            if isinstance(network, nn.Module)
+        ]
+        if len(each) == 1:
+            right = float((logits[0].argmax(axis=1) == test.labels).mean())
+            int8 = float((codes[0].argmax(axis=1) == test.labels).mean())
+            macs, cycles = head[0] + each[0][0], head[2] + each[0][2]
+        else:
+            chosen = pipeline.logits(held.images)
+            goal = float((chosen[-1].argmax(axis=1) == held.labels).mean())
+            costs = [[stage[i] for stage in each] for i in range(3)]
+            rule, _ = fit_cascade(
+                chosen, held.labels, costs[0], CascadeConfig(target_accuracy=goal), head[0]
+            )
+            by_macs, by_cycles = (
+                evaluate_cascade(rule, logits, test.labels, costs[i], head[i]) for i in (0, 2)
+            )
+            right, macs, cycles = by_macs.accuracy, by_macs.cost, by_cycles.cost
+            int8 = evaluate_cascade(rule, codes, test.labels, costs[0], head[0]).accuracy
+            more |= {"rule": rule.to_dict(), "worst MACs": by_macs.worst_cost}
+            more |= {"shares": by_macs.shares, "stage accuracies": by_macs.stage_accuracies}
+        return rows.Row(
+            table=TABLE,
+            network=NETWORK,
+            data=DATA,
+            method=method,
+            seed=self.seed,
+            device=rows.device_name(),
+            epochs=epochs,
+            baseline_accuracy=accuracy(self.base, test.images, test.labels),
+            accuracy=right,
+            int8_accuracy=int8,
+            baseline_macs=before[0],
+            macs=macs,
+            baseline_parameters=before[1],
+            parameters=head[1] + sum(stage[1] for stage in each),
+            baseline_cycles=before[2],
+            cycles=cycles,
+            more=more,
+        )
+
+
+def _boxes(part: Dataset) -> np.ndarray:
+    """Return the true boxes of images that have some."""
+    assert part.boxes is not None
+    return part.boxes
