@@ -157,7 +157,8 @@ def _cifar(found: list[Row]) -> list[str]:
             """The data are a JPEG-compressed copy of CIFAR-10, which costs accuracy: compare rows
             with their own baseline, never with a figure published for the original pixels. Ours and
             DepGraph (Torch-Pruning's group L2 norm, global ranking) start from one baseline and
-            have the same data, epochs, augmentation and teacher. The ResNets' published weights
+            have the same data, epochs, augmentation and teacher; at equal cycles DepGraph keeps
+            multiples of 16 channels, since others cost as much. The ResNets' published weights
             have seen all training images before, so nothing here is chosen by held-out accuracy:
             each row is one run of a fixed recipe."""
         ),

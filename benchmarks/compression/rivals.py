@@ -16,11 +16,18 @@ from hwgen.compress.structure import Space, Structure, discover
 
 
 def depgraph(
-    model: nn.Module, side: int, cost: Cost, target: float, last: str = "linear", steps: int = 400
+    model: nn.Module,
+    side: int,
+    cost: Cost,
+    target: float,
+    align: int = 1,
+    last: str = "linear",
+    steps: int = 400,
 ) -> nn.Module:
     """Prune groups by DepGraph (Fang et al., CVPR 2023) until ``cost`` is at most ``target``.
 
-    Torch-Pruning's group L2 norm, ranked over the whole network, in small steps. Returns a copy:
+    Torch-Pruning's group L2 norm, ranked over the whole network, in small steps, with what is kept
+    a multiple of ``align`` (its ``round_to``). Returns a copy:
     the first to meet the target or, where the pruner comes to its end before, the first of the
     cheapest.
     """
@@ -36,6 +43,7 @@ def depgraph(
         pruning_ratio=1.0,
         max_pruning_ratio=0.95,
         iterative_steps=steps,
+        round_to=align,
         ignored_layers=[model.get_submodule(last)],
     )
     best, least = model, cost(model, shape)
