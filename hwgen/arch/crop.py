@@ -15,7 +15,7 @@ after the first line of :func:`square_crops`; the arithmetic in words:
   held) where it is larger. A pixel is ``(sum_yx wy * wx * p + 32768) >> 16``: one rounding, half
   up.
 
-The rule is that of Smart Scissor (Shen et al., ICCAD 2022, section III: square, regulate, shift).
+The rule is that of Smart Scissor (Kong et al., ICCAD 2022, section III: square, regulate, shift).
 """
 
 from __future__ import annotations

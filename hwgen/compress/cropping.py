@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression: dynamic image cropping.
 
-Shen et al., Smart Scissor (ICCAD 2022, section III) and EdgeCompress (TCAD 2023): a light network
+Kong et al., Smart Scissor (ICCAD 2022, section III) and EdgeCompress (TCAD 2023): a light network
 regresses the box of the foreground; the box is squared, snapped and shifted (the rule itself is
 :mod:`hwgen.arch.crop`), and the classifier sees the crop alone. Boxes to learn from are true ones,
 or pseudo-boxes from Grad-CAM (Selvaraju et al., ICCV 2017) of a trained classifier.
@@ -115,7 +115,13 @@ def crop_all(
     -------
     numpy.ndarray
         (N, size, size, C) uint8.
+
+    Raises
+    ------
+    ValueError
+        If there is not one box for each frame.
     """
+    _check_boxes(boxes, len(images), inside=False)
     if small is not None:
         images = resize_all(images, small)
     corners = square_crops(boxes, images.shape[1], images.shape[2])
@@ -126,6 +132,17 @@ def crop_all(
                   zip(which, corners[which, 0], corners[which, 1], strict=True)]  # fmt: skip
         out[which] = resize_all(np.stack(pieces), size)
     return out
+
+
+def _check_boxes(boxes: np.ndarray, count: int, inside: bool = True) -> None:
+    """Refuse what is not (count, 4) and, with ``inside``, in [0, 1]."""
+    if np.shape(boxes) != (count, 4):
+        raise ValueError(f"boxes must have the shape {(count, 4)!r}, not {np.shape(boxes)!r}")
+    if inside and not (np.abs(np.asarray(boxes) - 0.5) <= 0.5).all():
+        raise ValueError(
+            "boxes must be finite and in [0, 1] of the frame; try dividing pixels by the frame's "
+            "width and height, or np.clip"
+        )
 
 
 def jitter_boxes(boxes: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
@@ -165,8 +182,14 @@ def train_predictor(
     -------
     tuple
         The trained copy and the report.
+
+    Raises
+    ------
+    ValueError
+        If the loss is none for boxes, or there is not one box in [0, 1] for each frame.
     """
     config = config or PredictorConfig()
+    _check_boxes(boxes, len(images))
     if config.train.loss not in BOX_LOSSES:
         raise ValueError(f"loss must be one of {BOX_LOSSES!r} for boxes, not {config.train.loss!r}")
     small, target = resize_all(images, config.side), boxes.astype(np.float32)
@@ -195,7 +218,8 @@ def map_layers(model: nn.Module, image: np.ndarray) -> list[str]:
     """List what :func:`grad_cam` can take, in the order it runs: modules with a map as output.
 
     A map is (N, C, h, w) of more than one pixel. ``image`` is one (H, W, 3) uint8 frame. Modules
-    that hold others are not listed, although they can be taken too; nor are pools.
+    that hold others are not listed, although they can be taken too; nor are pools. A module that
+    runs several times stands where it ran last.
     """
     found: list[str] = []
 
@@ -216,7 +240,7 @@ def map_layers(model: nn.Module, image: np.ndarray) -> list[str]:
     finally:
         for handle in hooks:
             handle.remove()
-    return found
+    return list(dict.fromkeys(reversed(found)))[::-1]
 
 
 def grad_cam(
@@ -242,7 +266,8 @@ def grad_cam(
         (N,) the class whose evidence is wanted, in training the true one; the model's own answers
         if None.
     layer
-        Path of a module whose output is (N, C, h, w); the last of :func:`map_layers` if None.
+        Path of a module whose output is (N, C, h, w), what it gave last if it runs several times;
+        the last of :func:`map_layers` if None.
     progress
         Called after each batch.
 
@@ -254,41 +279,49 @@ def grad_cam(
     Raises
     ------
     ValueError
-        If the layer is none of the model's, or has no map as its output.
+        If the layer is none of the model's, or has no map as its output, or the labels are not one
+        class of the model's for each image.
     """
-    model.eval()
-    if layer is None or layer not in dict(model.named_modules()):
+    known = layer in dict(model.named_modules())
+    if layer is None or not known:
         layers = map_layers(model, images[0])
         if layer is not None or not layers:
-            raise ValueError(
-                f"layer must be one of {', '.join(layers) or 'those with a map (N, C, h, w)'}, "
-                f"not {layer!r}"
-            )
+            raise ValueError(f"layer must be one of {_listed(layers)}, not {layer!r}")
         layer = layers[-1]
-    kept: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-        result.retain_grad()
-        kept.append(result)
-
-    hook = model.get_submodule(layer).register_forward_hook(keep)
+    if labels is not None:
+        labels = np.asarray(labels, np.int64)
+        if labels.shape != (len(images),):
+            raise ValueError(f"labels must have the shape ({len(images)},), not {labels.shape!r}")
+    kept: list[object] = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, out: kept.append(out))
+    was_training = model.training
     maps = []
     try:
+        model.eval()
         start = 0
         for x in batches(images, device=device_of(model)):
             kept.clear()
             with torch.enable_grad():
                 logits = model(x.requires_grad_(True))
-                label = logits.detach().argmax(dim=1)
+                features = kept[-1] if kept else None
+                if not isinstance(features, Tensor) or features.ndim != 4:
+                    raise ValueError(
+                        "layer must have a map (N, C, h, w) as its output, such as "
+                        f"{_listed(map_layers(model, images[0]))}, not {layer!r}"
+                    )
+                wanted = logits.detach().argmax(dim=1)
                 if labels is not None:
-                    wanted = np.asarray(labels[start : start + len(x)], np.int64)
-                    label = torch.from_numpy(wanted).to(label.device)
-                logits.gather(1, label[:, None]).sum().backward()
-            features, gradient = kept[0].detach(), kept[0].grad
-            if features.ndim != 4 or gradient is None:
-                raise ValueError(f"layer must have a map (N, C, h, w) as its output, not {layer!r}")
+                    given = labels[start : start + len(x)]
+                    if given.min() < 0 or given.max() >= logits.shape[1]:
+                        raise ValueError(
+                            f"labels must be 0 to {logits.shape[1] - 1}, the model's classes, not "
+                            f"{given.min()} to {given.max()}"
+                        )
+                    wanted = torch.from_numpy(given).to(wanted.device)
+                evidence = logits.gather(1, wanted[:, None]).sum()
+                (gradient,) = torch.autograd.grad(evidence, features)
             weight = gradient.mean(dim=(2, 3), keepdim=True)
-            cam = functional.relu((weight * features).sum(dim=1, keepdim=True))
+            cam = functional.relu((weight * features.detach()).sum(dim=1, keepdim=True))
             cam = functional.interpolate(
                 cam, size=images.shape[1:3], mode="bilinear", align_corners=False
             )
@@ -298,8 +331,13 @@ def grad_cam(
                 progress("Grad-CAM", start, len(images))
     finally:
         hook.remove()
-        model.zero_grad(set_to_none=True)
+        model.train(was_training)
     return np.concatenate(maps)
+
+
+def _listed(layers: list[str]) -> str:
+    """Return layers' names for an error."""
+    return ", ".join(layers) or "those with a map (N, C, h, w), of which the model has none"
 
 
 def foreground_boxes(
@@ -329,8 +367,11 @@ def foreground_boxes(
 def cam_boxes(maps: np.ndarray, split: float = 0.5) -> np.ndarray:
     """Return the box round all that is above ``split`` of each map's range (ICCAD 2022).
 
-    ``maps`` is (N, H, W); the result is (N, 4) float32 in [0, 1], the whole frame for a flat map.
+    ``maps`` is (N, H, W), ``split`` 0 to 1; the result is (N, 4) float32 in [0, 1], the whole frame
+    for a flat map.
     """
+    if not 0 <= split <= 1:
+        raise ValueError(f"split must be in [0, 1] of the map's range, not {split!r}")
     low = maps.min(axis=(1, 2), keepdims=True)
     high = maps.max(axis=(1, 2), keepdims=True)
     above = maps >= low + split * (high - low)
@@ -365,10 +406,9 @@ def save_boxes(path: str | Path, boxes: np.ndarray, images: np.ndarray, source: 
     Raises
     ------
     ValueError
-        If there is not one box for each image.
+        If there is not one box in [0, 1] for each image.
     """
-    if boxes.shape != (len(images), 4):
-        raise ValueError(f"boxes must have the shape {(len(images), 4)!r}, not {boxes.shape!r}")
+    _check_boxes(boxes, len(images))
     held = {"boxes": boxes.astype(np.float32), "source": source, "digest": _digest(images)}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **held)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import nn
 
 from hwgen.arch import GoldenRun
 from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.numerics import dequantize
 from hwgen.backends import program
 from hwgen.boards import load_board
 from hwgen.compress import (
@@ -23,9 +24,11 @@ from hwgen.compress import (
     iou,
     jitter_boxes,
     load_boxes,
+    macs,
     map_layers,
     mean_iou,
     normalise,
+    parameters,
     predict,
     predict_boxes,
     resize_all,
@@ -93,15 +96,61 @@ def test_grad_cam_finds_a_planted_blob_and_that_of_the_class_asked_for():
     assert iou(boxes, truth).min() > 0.6
     other = cam_boxes(grad_cam(model, images, np.zeros(20, np.int64), "features"))
     assert iou(other, np.tile([0.75, 0.75, 1, 1], (20, 1))).min() > 0.6
+    # Blobs lie on whole cells, and half of the range is where the enlarged map leaves a cell.
+    found = foreground_boxes(model, images, np.ones(20, np.int64))
+    assert np.array_equal(found, truth.astype(np.float32))
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_grad_cam_refuses_a_layer_without_a_map():
     images = np.zeros((1, 64, 64, 3), np.uint8)
-    with pytest.raises(ValueError, match="layer must have a map"):
+    with pytest.raises(ValueError, match=r"layer must have a map .* features.1, not 'pool'"):
         grad_cam(BlobClassifier(), images, np.zeros(1, int), "pool")
     with pytest.raises(ValueError, match="one of features.0, features.1, not 'middle'"):
         grad_cam(BlobClassifier(), images, np.zeros(1, int), "middle")
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64 * 64 * 3, 2))
+    with pytest.raises(ValueError, match="the model has none"):
+        grad_cam(flat, images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([0, 2], "must be 0 to 1.* not 0 to 2"), ([0], r"the shape \(2,\)")]
+)
+def test_grad_cam_refuses_labels_that_are_none_of_the_models(labels, message):
+    with pytest.raises(ValueError, match=message):
+        grad_cam(BlobClassifier(), np.zeros((2, 64, 64, 3), np.uint8), np.array(labels))
+
+
+class TwoConvolutions(nn.Module):
+    """One ReLU module behind both convolutions, or a ReLU for each."""
+
+    def __init__(self, shared: bool, inplace: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.relu = nn.ReLU(inplace)
+        self.last = self.relu if shared else nn.ReLU(inplace)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(self.last(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_a_module_that_runs_twice_gives_its_last_map():
+    torch.manual_seed(13)
+    twice, apart = TwoConvolutions(True).train(), TwoConvolutions(False)
+    apart.load_state_dict(twice.state_dict())
+    images = np.random.default_rng(13).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
+    assert map_layers(twice, images[0]) == ["first", "second", "relu"]
+    assert map_layers(apart, images[0]) == ["first", "relu", "second", "last"]
+    maps = grad_cam(twice, images)
+    assert np.array_equal(maps, grad_cam(apart, images)) and maps.max() > 0
+    assert np.array_equal(maps, grad_cam(apart, images, layer="last"))
+    assert not np.array_equal(maps, grad_cam(apart, images, layer="relu"))
+    # An activation in place has overwritten what the convolution gave.
+    inplace = TwoConvolutions(True, inplace=True)
+    inplace.load_state_dict(twice.state_dict())
+    assert np.array_equal(maps, grad_cam(inplace, images, layer="second"))
+    assert twice.training and all(parameter.grad is None for parameter in twice.parameters())
 
 
 def test_grad_cam_takes_the_last_map_and_the_models_own_answer_by_itself():
@@ -122,6 +171,9 @@ def test_cam_boxes_by_hand():
     maps[0, 1:3, 2:4] = 1.0
     maps[0, 0, 0] = 0.49
     assert np.array_equal(cam_boxes(maps), np.array([[0.25, 0.25, 0.5, 0.75], [0, 0, 1, 1]], "f4"))
+    assert np.array_equal(cam_boxes(maps[:1], 0.4), np.array([[0, 0, 0.5, 0.75]], "f4"))
+    with pytest.raises(ValueError, match=r"split must be in \[0, 1\]"):
+        cam_boxes(maps, 1.5)
 
 
 def test_a_predictor_learns_where_a_square_is():
@@ -143,6 +195,10 @@ def test_a_predictor_learns_where_a_square_is():
     assert report.validation_iou > 0.6 and report.train_iou > 0.6
     with pytest.raises(ValueError, match="loss must be one of .*weighted_mse"):
         train_predictor(model, images, boxes, PredictorConfig(train=TrainConfig()))
+    with pytest.raises(ValueError, match=r"in \[0, 1\] of the frame; try dividing pixels"):
+        train_predictor(model, images, boxes * 64, knobs)
+    with pytest.raises(ValueError, match=r"shape \(400, 4\), not \(399, 4\)"):
+        train_predictor(model, images, boxes[1:], knobs)
 
 
 def test_crops_from_the_small_tensor_are_those_of_the_resized_frame():
@@ -152,6 +208,12 @@ def test_crops_from_the_small_tensor_are_those_of_the_resized_frame():
     small = np.stack([resize(image, 32) for image in images])
     assert np.array_equal(crop_all(images, boxes, 24, small=32), crop_all(small, boxes, 24))
     assert not np.array_equal(crop_all(images, boxes, 24, small=32), crop_all(images, boxes, 24))
+    for image, box, crop in zip(small, boxes, crop_all(images, boxes, 24, small=32), strict=True):
+        y0, x0, side = square_crop(box, 32, 32)
+        assert side in (8, 16, 24, 32)
+        assert np.array_equal(crop, resize(image[y0 : y0 + side, x0 : x0 + side], 24))
+    with pytest.raises(ValueError, match=r"shape \(8, 4\), not \(7, 4\)"):
+        crop_all(images, boxes[:7], 24)
 
 
 def test_the_weighted_loss_minds_what_is_cut_off_by_hand():
@@ -199,27 +261,50 @@ def test_every_loss_and_augmentation_trains_a_predictor(loss):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "side"),
     [
-        lambda: any_net_predictor(0.5),
-        lambda: any_net_predictor(0.25, (1, 1, 1), 32),
-        lambda: with_box_head(resnet8(), 32),
+        (any_net_predictor, 64),
+        (lambda: any_net_predictor(0.5, (1, 2, 1), ()), 48),
+        (lambda: ForegroundPredictor(64), 64),
+        (lambda: with_box_head(resnet8(), 32), 32),
     ],
-    ids=["AnyNet 0.5", "AnyNet 0.25 of three stages", "ResNet-8's trunk"],
+    ids=["AnyNet", "AnyNet 0.5 of three stages", "light", "ResNet-8's trunk"],
 )
-def test_predictors_run_on_the_machine(make):
+def test_predictors_run_on_the_machine(make, side):
     torch.manual_seed(10)
     model = make().eval()
-    side = 64 if model.stages == 4 else 32
     rng = np.random.default_rng(10)
     images = normalise(rng.integers(0, 256, (8, side, side, 3)).astype(np.uint8))
     graph = quantize_model(model, images[:1], images)
     golden = GoldenRun(program.emit(graph, load_board("pynq-z2").config))
-    assert run_quantized(graph, images[:2].numpy()).shape == (2, 4)
     codes = quantize_input(graph, images[:2].numpy())
-    expected = evaluate_integer(graph, codes)[graph.outputs[0]]
-    for image, box in zip(codes, expected, strict=True):
-        assert np.array_equal(golden.run(image)[0].reshape(-1), box.reshape(-1))
+    expected = evaluate_integer(graph, codes)[graph.outputs[0]].reshape(2, 4)
+    found = np.stack([golden.run(image)[0].reshape(-1) for image in codes])
+    assert np.array_equal(found, expected)
+    # What the machine finds, as boxes of the frame, is what the quantized network says.
+    code = graph[graph.outputs[0]].type.quant
+    boxes = dequantize(expected, code.scale, code.zero_point)
+    assert np.array_equal(run_quantized(graph, images[:2].numpy()), boxes)
+
+
+def test_the_papers_predictor_has_their_size_and_any_width():
+    torch.manual_seed(14)
+    whole = any_net_predictor()
+    # Published: bottlenecks of 16, 32, 32, 64 (times 4), two a stage, 256 and 64 before the box.
+    stages = [whole.get_submodule(f"stage{i}") for i in (1, 2, 3, 4)]
+    assert [stage[-1].expand[0].out_channels for stage in stages] == [64, 128, 128, 256]
+    assert [len(stage) for stage in stages] == [2, 2, 2, 2]
+    # In their table it takes ResNet-50 (25.56 M parameters, 4.09 G MACs) to 25.9 M and 4.2 G.
+    assert round(25.56 + parameters(whole, (3, 224, 224)) / 1e6, 1) == 25.9
+    assert round(4.09 + macs(whole, (3, 224, 224)) / 1e9, 1) == 4.2
+    for width, channels in ((0.25, 16 * 4), (0.5, 32 * 4), (0.75, 48 * 4), (2.0, 128 * 4)):
+        net = any_net_predictor(width).eval()
+        assert net.stage4[-1].expand[0].out_channels == channels
+        assert net(torch.zeros(2, 3, 40, 72)).shape == (2, 4)
+    with pytest.raises(ValueError, match="width must be above 0"):
+        any_net_predictor(0.0)
+    with pytest.raises(ValueError, match="one to four counts of at least 1"):
+        any_net_predictor(depths=(1, 1, 1, 1, 1))
 
 
 def test_a_box_head_keeps_the_trunk_and_knows_where_things_are():
@@ -228,8 +313,6 @@ def test_a_box_head_keeps_the_trunk_and_knows_where_things_are():
     model = with_box_head(base, 32)
     assert torch.equal(model.layer3[0].conv2.weight, base.layer3[0].conv2.weight)
     assert model.linear.in_features == 64 * 4 * 4 and base.linear.out_features == 10
-    with pytest.raises(ValueError, match="width must be above 0"):
-        any_net_predictor(0.0)
 
 
 def test_saved_boxes_belong_to_their_images(tmp_path):
@@ -243,6 +326,10 @@ def test_saved_boxes_belong_to_their_images(tmp_path):
         load_boxes(tmp_path / "boxes.npz", resize_all(images, 12))
     with pytest.raises(ValueError, match=r"shape \(5, 4\)"):
         save_boxes(tmp_path / "boxes.npz", boxes[:4], images, "true")
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        save_boxes(tmp_path / "boxes.npz", boxes * 16, images, "true")
+    assert np.array_equal(load_boxes(tmp_path / "boxes.npz", images)[0], boxes)
+    assert [path.name for path in tmp_path.iterdir()] == ["boxes.npz"]
     (tmp_path / "boxes.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="must be a file of save_boxes"):
         load_boxes(tmp_path / "boxes.npz", images)
