@@ -23,7 +23,10 @@ STD = 0.25
 """Every network here is fed ``(pixel / 255 - MEAN) / STD``, all three channels alike."""
 
 CUT_WEIGHT = 2.0
-"""How much more "weighted_mse" minds an edge that cuts into the true box than one outside of it."""
+"""How much more "weighted_mse" minds an edge that cuts into the true box than one outside of it.
+
+The papers' released code has no training in it; the factor is a choice of ours.
+"""
 
 MASK = "weight_mask"
 """Buffer beside a weight: 0 where a reduced kernel holds its exact zeros."""
