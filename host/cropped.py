@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host room: cropped inference. Find the foreground, cut it out, name it.
 
-Dynamic image cropping of Smart Scissor (Shen et al., ICCAD 2022, section III): a light predictor
+Dynamic image cropping of Smart Scissor (Kong et al., ICCAD 2022, section III): a light predictor
 regresses a box on the whole frame, the square crop around it is what the classifier sees. Crop
 and resize are `hwgen.arch.crop`'s, the ones the networks were trained with.
 """

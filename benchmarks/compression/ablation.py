@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from benchmarks.compression import baselines, rows
-from benchmarks.compression.cifar import measured, stage
 from benchmarks.compression.data import load
+from benchmarks.compression.pipeline import Pipeline, measured, stage
 from hwgen.boards import load_board
 from hwgen.compress import cost
 from hwgen.compress.cost import Cost
@@ -77,7 +77,8 @@ def run(method: str, cache: Path, seed: int, tick: Tick) -> rows.Row:
     accuracies = {}
     if "int8_accuracy" in more:
         accuracies = {"int8_accuracy": more.pop("int8_accuracy")}
-    row = measured(TABLE, NETWORK, DATA, method, base, model, splits, seed, EPOCHS, more)
+    key, side = (TABLE, NETWORK, DATA, method), splits.test.images.shape[1]
+    row = measured(key, base, Pipeline([model], [side]), splits, seed, EPOCHS, more)
     return replace(row, **accuracies)
 
 

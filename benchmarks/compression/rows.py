@@ -16,10 +16,7 @@ from torch import nn
 
 from hwgen.arch.files import write_json
 from hwgen.compress import cost
-from hwgen.compress.training import normalise
 from hwgen.datasets import Splits
-from hwgen.ir import run_quantized
-from hwgen.quantize import quantize_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "compression.json"
 COMMAND = "make bench-compression DATA=FOLDER"
@@ -85,17 +82,6 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread)"
-
-
-def int8_accuracy(
-    model: nn.Module, calibration: np.ndarray, images: np.ndarray, labels: np.ndarray
-) -> float:
-    """Return the accuracy of the integers that the machine runs, quantized after training."""
-    model = model.cpu().eval()
-    inputs = normalise(calibration)
-    graph = quantize_model(model, inputs[:1], inputs)
-    logits = run_quantized(graph, normalise(images).numpy())
-    return float((logits.argmax(axis=1) == labels).mean())
 
 
 def costs(model: nn.Module, side: int) -> tuple[float, float, float]:

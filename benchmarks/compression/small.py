@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from benchmarks.compression import baselines, rows
-from benchmarks.compression.cifar import measured, stage
 from benchmarks.compression.data import load
+from benchmarks.compression.pipeline import Pipeline, measured, stage
 from hwgen.boards import load_board
 from hwgen.compress import cost
 from hwgen.compress.budget import tightest
@@ -88,7 +88,8 @@ def run(
         return found[1], {"level": found[0], "floor": floor, "tried": tried}
 
     model, more = stage(cache / f"{name}-{seed}.pt", base, build)
-    return measured(TABLE, network, data, method, base, model, splits, seed, EPOCHS, more)
+    key = TABLE, network, data, method
+    return measured(key, base, Pipeline([model], [side]), splits, seed, EPOCHS, more)
 
 
 def _lowered(

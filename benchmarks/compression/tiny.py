@@ -9,7 +9,6 @@ Choices are made on held-out training images; costs include the predictor's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +19,12 @@ import torch
 from torch import nn
 
 from benchmarks.compression import baselines, rows
-from benchmarks.compression.cifar import stage
 from benchmarks.compression.data import load
+from benchmarks.compression.pipeline import Pipeline, measured, stage
 from hwgen import models
 from hwgen.compress import cost
 from hwgen.compress.cascade import (
     CascadeConfig,
-    cascade_logits,
-    evaluate_cascade,
     fit_cascade,
 )
 from hwgen.compress.cropping import (
@@ -47,12 +44,9 @@ from hwgen.compress.training import (
     Tick,
     TrainConfig,
     accuracy,
-    normalise,
     train,
 )
 from hwgen.datasets import Dataset
-from hwgen.ir import Graph, run_quantized
-from hwgen.quantize import quantize_model
 
 TABLE, DATA, NETWORK = "tiny", "tiny-imagenet-20", "ResNet-20"
 SIDE = 64
@@ -86,75 +80,13 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
     step, _, kind = method.partition(", ")
     bench = _Bench(data, cache, seed, tick, kind)
     if method.startswith("full frame"):
-        return bench.row(method, _Pipeline(None, [bench.longer()], SIDE), EPOCHS_SHRUNK)
-    crops, shrunk = bench.cropped, bench.shrunk(TARGET)
+        return bench.row(method, Pipeline([bench.longer()], [SIDE]), EPOCHS_SHRUNK)
     if step == "cropping":
-        return bench.row(method, _Pipeline(bench.predictor, [crops], SIDE), EPOCHS_CROP)
-    epochs = EPOCHS_CROP + EPOCHS_SHRUNK
+        return bench.row(method, bench.cropping(_Shrunk(bench.cropped, SIDE)), EPOCHS_CROP)
+    epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(TARGET)
     if step == "cropping + shrinking":
-        return bench.row(method, _Pipeline(bench.predictor, [shrunk.model], shrunk.side), epochs)
-    first = bench.shrunk(FIRST)
-    stages = [first.model, shrunk.model]
-    return bench.row(
-        method, _Pipeline(bench.predictor, stages, shrunk.side, first.side), 2 * epochs
-    )
-
-
-Network = nn.Module | Graph
-
-
-@dataclass(frozen=True)
-class _Pipeline:
-    """What a row runs: an optional predictor, and one classifier or a cascade of two.
-
-    ``side`` is what the last classifier sees, ``first_side`` what the first of two does.
-    """
-
-    predictor: Network | None
-    classifiers: Sequence[Network]
-    side: int
-    first_side: int = 0
-
-    @property
-    def sides(self) -> list[int]:
-        """Side of each classifier's input."""
-        return [self.first_side, self.side] if len(self.classifiers) == 2 else [self.side]
-
-    def boxes(self, images: np.ndarray) -> np.ndarray:
-        """Return the predictor's boxes, of its integers if it is quantized."""
-        if isinstance(self.predictor, Graph):
-            small = resize_all(images, PREDICTOR_SIDE)
-            return np.clip(run_quantized(self.predictor, normalise(small).numpy()), 0, 1)
-        assert self.predictor is not None
-        return predict_boxes(self.predictor, images, PREDICTOR_SIDE)
-
-    def seen(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return what each classifier sees of these frames."""
-        if self.predictor is None:
-            return [images]
-        boxes = self.boxes(images)
-        return [crop_all(images, boxes, side) for side in self.sides]
-
-    def logits(self, images: np.ndarray) -> list[np.ndarray]:
-        """Return each classifier's logits for these frames."""
-        pairs = zip(self.classifiers, self.seen(images), strict=True)
-        return [cascade_logits([network], seen)[0] for network, seen in pairs]
-
-    def quantized(self, images: np.ndarray) -> _Pipeline:
-        """Return the pipeline of integers, calibrated on these frames."""
-
-        def integers(network: Network, seen: np.ndarray) -> Graph:
-            assert isinstance(network, nn.Module)
-            inputs = normalise(seen)
-            return quantize_model(network.cpu().eval(), inputs[:1], inputs)
-
-        predictor = self.predictor
-        if predictor is not None:
-            predictor = integers(predictor, resize_all(images, PREDICTOR_SIDE))
-        pairs = zip(self.classifiers, self.seen(images), strict=True)
-        return replace(
-            self, predictor=predictor, classifiers=[integers(n, seen) for n, seen in pairs]
-        )
+        return bench.row(method, bench.cropping(shrunk), epochs)
+    return bench.row(method, bench.cropping(bench.shrunk(FIRST), shrunk), epochs + EPOCHS_SHRUNK)
 
 
 @dataclass(frozen=True)
@@ -318,60 +250,28 @@ class _Bench:
         model = self.tuned(f"shrunk-{share}", found.model, self.crops(side), config, larger)
         return _Shrunk(model, side)
 
-    def row(self, method: str, pipeline: _Pipeline, epochs: int) -> rows.Row:
+    def row(self, method: str, pipeline: Pipeline, epochs: int) -> rows.Row:
         """Measure a pipeline on the test images."""
-        test, held = self.splits.test, self.splits.validation
-        integers = pipeline.quantized(rows.calibration_images(self.splits))
-        logits, codes = pipeline.logits(test.images), integers.logits(test.images)
-        before = rows.costs(self.base, SIDE)
-        head = (0.0, 0.0, 0.0)
-        more: dict[str, Any] = {"sides": pipeline.sides}
-        if isinstance(pipeline.predictor, nn.Module):
-            head = rows.costs(pipeline.predictor, PREDICTOR_SIDE)
-            iou = mean_iou(pipeline.boxes(test.images), _boxes(test))
-            more |= {"predictor MACs": head[0], "mean IoU": iou}
-        each = [
-            rows.costs(network, side)
-            for network, side in zip(pipeline.classifiers, pipeline.sides, strict=True)
-            if isinstance(network, nn.Module)
-        ]
-        if len(each) == 1:
-            right = float((logits[0].argmax(axis=1) == test.labels).mean())
-            int8 = float((codes[0].argmax(axis=1) == test.labels).mean())
-            macs, cycles = head[0] + each[0][0], head[2] + each[0][2]
-        else:
-            chosen = pipeline.logits(held.images)
-            goal = float((chosen[-1].argmax(axis=1) == held.labels).mean())
-            costs = [[stage[i] for stage in each] for i in range(3)]
-            rule, _ = fit_cascade(
-                chosen, held.labels, costs[0], CascadeConfig(target_accuracy=goal), head[0]
-            )
-            by_macs, by_cycles = (
-                evaluate_cascade(rule, logits, test.labels, costs[i], head[i]) for i in (0, 2)
-            )
-            right, macs, cycles = by_macs.accuracy, by_macs.cost, by_cycles.cost
-            int8 = evaluate_cascade(rule, codes, test.labels, costs[0], head[0]).accuracy
-            more |= {"rule": rule.to_dict(), "worst MACs": by_macs.worst_cost}
-            more |= {"shares": by_macs.shares, "stage accuracies": by_macs.stage_accuracies}
-        return rows.Row(
-            table=TABLE,
-            network=NETWORK,
-            data=DATA,
-            method=method,
-            seed=self.seed,
-            device=rows.device_name(),
-            epochs=epochs,
-            baseline_accuracy=accuracy(self.base, test.images, test.labels),
-            accuracy=right,
-            int8_accuracy=int8,
-            baseline_macs=before[0],
-            macs=macs,
-            baseline_parameters=before[1],
-            parameters=head[1] + sum(stage[1] for stage in each),
-            baseline_cycles=before[2],
-            cycles=cycles,
-            more=more,
+        key = TABLE, NETWORK, DATA, method
+        return measured(key, self.base, pipeline, self.splits, self.seed, epochs, {})
+
+    def cropping(self, *classifiers: _Shrunk) -> Pipeline:
+        """Return the pipeline of the predictor and these; the last one's accuracy is the goal."""
+        pipeline = Pipeline(
+            [classifier.model for classifier in classifiers],
+            [classifier.side for classifier in classifiers],
+            predictor=self.predictor,
+            predictor_side=PREDICTOR_SIDE,
         )
+        if len(classifiers) == 1:
+            return pipeline
+        held = self.splits.validation
+        logits = pipeline.logits(held.images)
+        goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
+        head, each = pipeline.costs()
+        config = CascadeConfig(target_accuracy=goal)
+        rule, _ = fit_cascade(logits, held.labels, [costs[0] for costs in each], config, head[0])
+        return replace(pipeline, rule=rule)
 
 
 def _boxes(part: Dataset) -> np.ndarray:

@@ -10,7 +10,7 @@ or pseudo-boxes from Grad-CAM (Selvaraju et al., ICCV 2017) of a trained classif
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,7 +22,6 @@ from torch.nn import functional
 from hwgen.arch.crop import resize, square_crops
 from hwgen.arch.files import replacing
 from hwgen.compress.training import (
-    Augment,
     Tick,
     TrainConfig,
     TrainReport,
@@ -194,14 +193,10 @@ def train_predictor(
         raise ValueError(f"loss must be one of {BOX_LOSSES!r} for boxes, not {config.train.loss!r}")
     small, target = resize_all(images, config.side), boxes.astype(np.float32)
 
-    def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng((config.train.seed, epoch, 3))
-        return config.train.augment.with_boxes(small, target, rng)
-
     trained, training = train(
         model,
-        samples,
-        replace(config.train, augment=Augment()),
+        lambda _: (small, target),
+        config.train,
         checkpoint=checkpoint,
         progress=progress,
         name="predictor",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression: compound shrinking of depth, inner width and resolution.
 
-Shen et al., Smart Scissor (ICCAD 2022) and EdgeCompress (TCAD 2023): a network is shrunk along
+Kong et al., Smart Scissor (ICCAD 2022) and EdgeCompress (TCAD 2023): a network is shrunk along
 three dimensions at once, and which one gives next is decided by its contribution, the accuracy
 lost for the cost saved, measured again at each step. Grid, random and TPE search over the same
 points are the baselines. Every search is an Optuna study, so that it can be killed, restarted and

@@ -79,6 +79,8 @@ class Augment:
 
         What a shift takes out of the frame is cut off its box.
         """
+        if not (self.flip or self.shift):
+            return self(images, rng), boxes
         mirrored, down, right = moves = self._moves(len(images), rng)
         height, width = images.shape[1:3]
         x, y = boxes[:, 0::2] - right / width, boxes[:, 1::2] - down / height
@@ -257,7 +259,6 @@ def train(
         rng = np.random.default_rng((config.seed, epoch))
         torch.manual_seed(config.seed * 1000 + epoch)  # dropout
         images, targets = samples(epoch)
-        target = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
         order = rng.permutation(len(images))
         steps = -(-len(order) // config.batch_size)
         model.train()
@@ -268,11 +269,11 @@ def train(
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, epoch * steps + step, config.epochs * steps)
-            x = normalise(config.augment(images[index], rng), device)
+            x, y_true = _batch(config, images[index], targets[index], rng, device)
             with half:
                 y = model(x)
             y = y.float()
-            loss = _loss(config, y, target[torch.from_numpy(index).to(device)])
+            loss = _loss(config, y, y_true)
             if teacher is not None and config.distill_weight > 0:
                 with torch.no_grad(), half:
                     soft = teacher(x).float()
@@ -314,6 +315,21 @@ def train(
             )
     report.seconds += time.perf_counter() - began
     return _with_format(model, torch.contiguous_format).eval(), report
+
+
+def _batch(
+    config: TrainConfig,
+    images: np.ndarray,
+    targets: np.ndarray,
+    rng: np.random.Generator,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return augmented images and their targets; boxes move with their images."""
+    if config.loss == "cross_entropy":
+        images = config.augment(images, rng)
+    else:
+        images, targets = config.augment.with_boxes(images, targets, rng)
+    return normalise(images, device), torch.from_numpy(np.ascontiguousarray(targets)).to(device)
 
 
 def _with_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:

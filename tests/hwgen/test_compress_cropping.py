@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -305,6 +307,20 @@ def test_the_papers_predictor_has_their_size_and_any_width():
         any_net_predictor(0.0)
     with pytest.raises(ValueError, match="one to four counts of at least 1"):
         any_net_predictor(depths=(1, 1, 1, 1, 1))
+
+
+def test_a_predictor_resumes_with_the_same_augmentation_alone(tmp_path):
+    rng = np.random.default_rng(13)
+    images = rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
+    boxes = np.tile([0.25, 0.25, 0.75, 0.75], (16, 1))
+    knobs = TrainConfig(epochs=1, batch_size=8, loss="mse", augment=Augment(flip=True))
+    file = tmp_path / "predictor.checkpoint"
+    train_predictor(
+        ForegroundPredictor(), images, boxes, PredictorConfig(32, knobs), checkpoint=file
+    )
+    other = PredictorConfig(32, replace(knobs, augment=Augment(shift=1)))
+    with pytest.raises(ValueError, match="must belong to this training"):
+        train_predictor(ForegroundPredictor(), images, boxes, other, checkpoint=file)
 
 
 def test_a_box_head_keeps_the_trunk_and_knows_where_things_are():
