@@ -41,7 +41,7 @@ def jobs(data: Path | None, cache: Path, seed: int) -> Iterator[Job]:
         return
     for recipe in cifar.RECIPES:
         for method in cifar.METHODS:
-            if method == cifar.CASCADE and recipe.cascade is None:
+            if method in cifar.CASCADES and recipe.cascade is None:
                 continue
             key = cifar.TABLE, recipe.network, cifar.DATA, method
             yield key, partial(cifar.run, recipe, method, data, cache, seed)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks room: what a row runs on each image, and its measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.compression import rows
+from hwgen.arch.cascade import CascadeRule
+from hwgen.compress.cascade import cascade_logits, evaluate_cascade
+from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
+from hwgen.compress.structure import load_compressed
+from hwgen.compress.training import accuracy, normalise, save_atomically
+from hwgen.datasets import Splits
+from hwgen.ir import Graph, run_quantized
+from hwgen.quantize import quantize_model
+
+Network = nn.Module | Graph
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One classifier or a cascade of several, on whole frames or on what a predictor crops.
+
+    Attributes
+    ----------
+    classifiers, sides
+        The networks and the side of the square that each sees.
+    rule
+        Of a cascade.
+    predictor, predictor_side
+        Finds the crop; whole frames without one.
+    """
+
+    classifiers: Sequence[Network]
+    sides: Sequence[int]
+    rule: CascadeRule | None = None
+    predictor: Network | None = None
+    predictor_side: int = 32
+
+    def boxes(self, images: np.ndarray) -> np.ndarray:
+        """Return the predictor's boxes, of its integers if it is quantized."""
+        if isinstance(self.predictor, Graph):
+            small = resize_all(images, self.predictor_side)
+            return np.clip(run_quantized(self.predictor, normalise(small).numpy()), 0, 1)
+        assert self.predictor is not None
+        return predict_boxes(self.predictor, images, self.predictor_side)
+
+    def seen(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return what each classifier sees of these frames."""
+        if self.predictor is None:
+            return [images] * len(self.classifiers)
+        boxes = self.boxes(images)
+        return [crop_all(images, boxes, side) for side in self.sides]
+
+    def logits(self, images: np.ndarray) -> list[np.ndarray]:
+        """Return each classifier's logits for these frames."""
+        pairs = zip(self.classifiers, self.seen(images), strict=True)
+        return [cascade_logits([network], seen)[0] for network, seen in pairs]
+
+    def quantized(self, images: np.ndarray) -> Pipeline:
+        """Return the pipeline of integers, calibrated on these frames."""
+        predictor = self.predictor
+        if predictor is not None:
+            predictor = _integers(predictor, resize_all(images, self.predictor_side))
+        pairs = zip(self.classifiers, self.seen(images), strict=True)
+        return replace(self, predictor=predictor, classifiers=[_integers(*pair) for pair in pairs])
+
+    def costs(self) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
+        """Return MACs, parameters and cycles, of the predictor and of each classifier."""
+        head: tuple[float, ...] = (0.0, 0.0, 0.0)
+        if isinstance(self.predictor, nn.Module):
+            head = rows.costs(self.predictor, self.predictor_side)
+        pairs = zip(self.classifiers, self.sides, strict=True)
+        return head, [rows.costs(n, side) for n, side in pairs if isinstance(n, nn.Module)]
+
+
+def _integers(network: Network, seen: np.ndarray) -> Graph:
+    assert isinstance(network, nn.Module)
+    inputs = normalise(seen)
+    return quantize_model(network.cpu().eval(), inputs[:1], inputs)
+
+
+def stage(
+    path: Path, base: nn.Module, build: Callable[[], tuple[nn.Module, dict[str, Any]]]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a finished network, or build and keep it."""
+    if not path.exists():
+        began = time.perf_counter()
+        model, more = build()
+        more["seconds"] = round(time.perf_counter() - began)
+        save_atomically({"model": model.state_dict(), "more": more}, path)
+    held = torch.load(path, weights_only=True)
+    return load_compressed(base, held["model"]).eval(), held["more"]
+
+
+def measured(
+    key: tuple[str, str, str, str],
+    base: nn.Module,
+    pipeline: Pipeline,
+    splits: Splits,
+    seed: int,
+    epochs: float,
+    more: dict[str, Any],
+) -> rows.Row:
+    """Measure a pipeline and its baseline, which sees whole frames, on the test split.
+
+    ``key`` is the row's table, network, data and method. A cascade's MACs and cycles are means over
+    the test images.
+    """
+    test, side = splits.test, splits.test.images.shape[1]
+    integers = pipeline.quantized(rows.calibration_images(splits))
+    logits, codes = pipeline.logits(test.images), integers.logits(test.images)
+    before, (head, each) = rows.costs(base, side), pipeline.costs()
+    more = dict(more)
+    note = more.pop("note", "")
+    if pipeline.predictor is not None:
+        assert test.boxes is not None
+        more["mean IoU"] = mean_iou(pipeline.boxes(test.images), test.boxes)
+        more |= {"predictor MACs": head[0], "sides": list(pipeline.sides)}
+    if pipeline.rule is None:
+        right, int8 = (float((z[0].argmax(axis=1) == test.labels).mean()) for z in (logits, codes))
+        macs, cycles = head[0] + each[0][0], head[2] + each[0][2]
+    else:
+        by_macs, by_cycles = (
+            evaluate_cascade(
+                pipeline.rule, logits, test.labels, [costs[i] for costs in each], head[i]
+            )
+            for i in (0, 2)
+        )
+        right, macs, cycles = by_macs.accuracy, by_macs.cost, by_cycles.cost
+        outcome = evaluate_cascade(pipeline.rule, codes, test.labels, [1.0] * len(each))
+        int8 = outcome.accuracy
+        more |= {"rule": pipeline.rule.to_dict(), "shares": list(by_macs.shares)}
+        more |= {"worst MACs": by_macs.worst_cost, "worst cycles": by_cycles.worst_cost}
+        more["stage accuracies"] = list(by_macs.stage_accuracies)
+    table, network, data, method = key
+    return rows.Row(
+        table=table,
+        network=network,
+        data=data,
+        method=method,
+        seed=seed,
+        device=rows.device_name(),
+        epochs=epochs,
+        baseline_accuracy=accuracy(base, test.images, test.labels),
+        accuracy=right,
+        int8_accuracy=int8,
+        baseline_macs=before[0],
+        macs=macs,
+        baseline_parameters=before[1],
+        parameters=head[1] + sum(costs[1] for costs in each),
+        baseline_cycles=before[2],
+        cycles=cycles,
+        note=note,
+        more=more,
+    )
