@@ -25,6 +25,14 @@ FAMILIES = {
 }
 
 
+#: Ways to a bitstream; a board's file has a table of its flow's name.
+FLOWS = ("open", "vivado")
+
+#: Apertures of a Zynq-7000's general purpose port GP0 are in this range (UG585, table 4-1).
+_GP0 = range(0x4000_0000, 0x8000_0000)
+_PAGE_BYTES = 4096
+
+
 @dataclass(frozen=True)
 class Budget:
     """Resources of the device: multipliers, block RAMs of 36 Kbit, LUTs, flip-flops.
@@ -50,11 +58,30 @@ class OpenFlow:
 
 
 @dataclass(frozen=True)
+class VivadoFlow:
+    """How Vivado builds for a Zynq-7000 board.
+
+    Attributes
+    ----------
+    reference_hz
+        FCLK_CLK0, from which a clock wizard makes the accelerator's clock.
+    interrupt_controller_address
+        Where the AXI interrupt controller is, through which pynq takes interrupts.
+    ps7
+        Parameters of the processing system (``PCW_...``): its crystal, DDR and pins.
+    """
+
+    reference_hz: int
+    interrupt_controller_address: int
+    ps7: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Board:
     """A board: its device, clock, memory, register address and default configuration.
 
     `oscillator_hz` is 0 where the clock comes from a processor. `open_flow` is None unless the
-    board's flow is ``open``.
+    board's flow is ``open``, `vivado` unless it is ``vivado``.
     """
 
     key: str
@@ -72,6 +99,7 @@ class Board:
     config: AcceleratorConfig
     oscillator_hz: int = 0
     open_flow: OpenFlow | None = None
+    vivado: VivadoFlow | None = None
 
 
 class BoardError(ValueError):
@@ -109,6 +137,8 @@ def load_board(name: str | Path) -> Board:
 def _board(path: Path, data: dict[str, Any]) -> Board:
     if data["family"] not in FAMILIES:
         raise ValueError(f"family must be one of {sorted(FAMILIES)}, not {data['family']!r}")
+    if data["flow"] not in FLOWS:
+        raise ValueError(f"flow must be one of {sorted(FLOWS)}, not {data['flow']!r}")
     return Board(
         key=path.stem,
         name=data["name"],
@@ -125,6 +155,7 @@ def _board(path: Path, data: dict[str, Any]) -> Board:
         config=AcceleratorConfig.from_dict(data["accelerator"]),
         oscillator_hz=data["clock"].get("oscillator_hz", 0),
         open_flow=_open_flow(path, data["open"]) if data["flow"] == "open" else None,
+        vivado=_vivado_flow(path, data) if data["flow"] == "vivado" else None,
     )
 
 
@@ -138,3 +169,42 @@ def _open_flow(path: Path, data: dict[str, Any]) -> OpenFlow:
         speed=data["speed"],
         constraints=pins.read_text(encoding="utf-8"),
     )
+
+
+def _vivado_flow(path: Path, data: dict[str, Any]) -> VivadoFlow:
+    table = data["vivado"]
+    flow = VivadoFlow(
+        reference_hz=table["reference_hz"],
+        interrupt_controller_address=data["address"]["interrupt_controller"],
+        ps7=_ps7(path, table),
+    )
+    for name in ("registers", "interrupt_controller"):
+        address = data["address"][name]
+        if address not in _GP0 or address % _PAGE_BYTES:
+            raise ValueError(
+                f"address.{name} must be a multiple of {_PAGE_BYTES:#x} in GP0's "
+                f"{_GP0.start:#x} to {_GP0.stop - 1:#x}, not {address:#x}"
+            )
+    if data["memory"]["ddr_bytes"].bit_count() != 1:
+        raise ValueError(
+            "memory.ddr_bytes must be a power of two, as an address range of the block design "
+            f"is, not {data['memory']['ddr_bytes']}"
+        )
+    return flow
+
+
+def _ps7(path: Path, table: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters of a board's own table, over those of the board that it is like."""
+    parameters: dict[str, str] = {}
+    if like := table.get("ps7_like"):
+        base = path.with_name(f"{like}.toml")
+        if not base.is_file():
+            raise ValueError(f"vivado.ps7_like must name a board beside {path}, not {like!r}")
+        parameters |= _ps7(base, tomllib.loads(base.read_text(encoding="utf-8"))["vivado"])
+    parameters |= table.get("ps7", {})
+    for name, value in parameters.items():
+        if not name.startswith("PCW_") or not isinstance(value, str):
+            raise ValueError(f'vivado.ps7 must have lines PCW_... = "text", not {name} = {value!r}')
+    if not parameters:
+        raise ValueError("vivado must have a table ps7, or ps7_like = the name of a board")
+    return parameters

@@ -159,6 +159,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--cache", type=Path, default=Path("build/place"))
 
+    sub = verb("build", _build)
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file, flow 'vivado'")
+    sub.add_argument("--out", type=Path, help="folder to write; build/BOARD if not given")
+    sub.add_argument("--jobs", type=int, default=2, help="processes that Vivado may start")
+    sub.add_argument(
+        "--timeout", type=float, default=240, metavar="MINUTES", help="stop Vivado after so many"
+    )
+    sub.add_argument("--any-version", action="store_true", help="go on with an untried Vivado")
+    sub.add_argument("--write-only", action="store_true", help="write the files, run no Vivado")
+
     sub = verb("explore", _explore)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument(
@@ -598,6 +608,76 @@ def _place(arguments: argparse.Namespace) -> Report:
         "config": board.config.to_dict(),
         **found.to_dict(),
     }
+
+
+def _build(arguments: argparse.Namespace) -> Report:
+    """Build a Zynq board's overlay with Vivado, or write all that Vivado needs."""
+    from dataclasses import asdict
+
+    from hwgen.boards import load_board
+    from rtl import vivado
+
+    board = load_board(arguments.board)
+    if board.vivado is None:
+        raise UsageError(
+            f"board must have the flow 'vivado', not {board.flow!r}; try pynq-z2, or "
+            f"shears place --board {board.key}"
+        )
+    folder: Path = arguments.out or Path("build") / board.key
+    target = vivado.Target(
+        board=board.key,
+        part=board.part,
+        clock_hz=board.accelerator_hz,
+        registers_address=board.register_address,
+        ddr_bytes=board.ddr_bytes,
+        budget=asdict(board.budget),
+        **vars(board.vivado),
+    )
+    vivado.write_project(board.config, target, folder, any_version=arguments.any_version)
+    command = shlex.join(vivado.vivado_command(arguments.jobs))
+    report = {
+        "run": f"shears build --board {board.key}",
+        "board": board.key,
+        "folder": str(folder),
+        "digest": f"{board.config.digest():016x}",
+        "command": command,
+    }
+    overlay = vivado.built_overlay(folder)
+    if overlay is not None:
+        print(f"{folder}: nothing has changed since it was built")
+    elif arguments.write_only or vivado.find_vivado() is None:
+        oldest, newest = vivado.VIVADO_VERSIONS
+        why = "as asked" if arguments.write_only else "there is no vivado on the PATH"
+        print(
+            f"{folder}: everything that Vivado needs; stopped here, {why}.\n"
+            f"With Vivado {oldest} to {newest}, here or where you copy the folder to, run in it:\n"
+            f"  {command}\n"
+            f"It ends with {vivado.OUTPUT}.bit and {vivado.OUTPUT}.hwh, or with what is wrong."
+        )
+        return report
+    else:
+        with _errors().status("Vivado; half an hour or more") as status:
+            overlay = vivado.run_vivado(
+                folder,
+                jobs=arguments.jobs,
+                timeout_s=60 * arguments.timeout,
+                progress=lambda step: status.update(f"Vivado: {step}"),
+            )
+    _table(
+        f"{board.name}: {config_text(board.config)}, Vivado {overlay.vivado}",
+        (board.part, "used", "of", "%"),
+        [
+            (kind, f"{used:,g}", f"{limit:,}", f"{100 * used / limit:.1f}")
+            for kind, limit in target.budget.items()
+            for used in [overlay.used[kind]]
+        ],
+        words=1,
+    )
+    print(
+        f"{overlay.clock_hz / 1e6:g} MHz with {overlay.setup_slack_ns:.3f} ns to spare; "
+        f"{overlay.bit} and {overlay.hwh}"
+    )
+    return {**report, **asdict(overlay), "bit": str(overlay.bit), "hwh": str(overlay.hwh)}
 
 
 def _explore(arguments: argparse.Namespace) -> Report:
