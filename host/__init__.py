@@ -18,6 +18,7 @@ from host.errors import (
     RunStopped,
     WrongHardware,
 )
+from host.overlay import open_overlay
 from host.profile import profile
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "RunRecord",
     "RunStopped",
     "WrongHardware",
+    "open_overlay",
     "profile",
 ]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.board import import_pynq
 from host.cropped import ordered_box
 from host.driver import Accelerator, RunRecord
+from host.overlay import open_overlay
 from hwgen.arch.cascade import confidence_of
 from hwgen.arch.cascade_bundle import CascadeBundle
 from hwgen.arch.crop import resize, square_crop
@@ -105,7 +105,7 @@ class CascadeClassifier:
                 "CascadeBundle.load(file)"
             )
         if isinstance(overlay, (str, os.PathLike)):
-            overlay = import_pynq().Overlay(os.fspath(overlay), device=device)
+            overlay = open_overlay(overlay, device)
         self.bundle = bundle
         self.names = bundle.labels or tuple(map(str, range(bundle.classes)))
         self._accelerators: list[Accelerator] = []

@@ -26,6 +26,7 @@ from host.errors import (
     DeviceNotFound,
     RunStopped,
 )
+from host.overlay import open_overlay
 from hwgen.arch import isa, numerics
 from hwgen.arch.bundle import (
     BASE_CONSTANTS,
@@ -136,7 +137,7 @@ class Accelerator:
             raise ValueError(f"watchdog_cycles must fit 32 bits, not {watchdog_cycles!r}")
         if overlay is not None:
             if isinstance(overlay, (str, os.PathLike)):
-                overlay = import_pynq().Overlay(os.fspath(overlay), device=device)
+                overlay = open_overlay(overlay, device)
             device = overlay.device
             if base_address is None:
                 base_address = find_base_address(overlay.ip_dict, ip)

@@ -36,6 +36,17 @@ PAGE_BYTES = 4096
 _DDR_RUBBISH, _CACHE_RUBBISH = 0xA5, 0x5A
 
 _STATUS = BY_NAME["STATUS"]
+
+# Clock registers of a Zynq-7000 (UG585, B.28), as its boot loader leaves them with a crystal of
+# 50 MHz: multipliers of the ARM, DDR and IO PLLs, and the divisors of FCLK0 to FCLK3. Before it
+# loads a bitstream, pynq sets the clocks that the bitstream wants.
+_SLCR_BASE, _SLCR_BYTES = 0xF800_0000, 0x200
+_SLCR_RESET = {
+    0x100: 26 << 12,
+    0x104: 21 << 12,
+    0x108: 20 << 12,
+    **dict.fromkeys((0x170, 0x180, 0x190, 0x1A0), 1 << 20 | 10 << 8),
+}
 _tags = itertools.count()
 
 
@@ -81,12 +92,16 @@ class SimulatedBoard(Device):
     ----------
     harness
         The simulation underneath.
+    arch
+        What pynq takes the board's processor for: a Zynq-7000's.
 
     Raises
     ------
     BuildError
         When the simulator cannot be built.
     """
+
+    arch = "armv7l"
 
     def __init__(
         self,
@@ -124,6 +139,7 @@ class SimulatedBoard(Device):
         self._lock = RLock()
         self._buffers: dict[int, _BufferObject] = {}
         self._busy_seconds = 0.0
+        self._slcr = dict(_SLCR_RESET)
         self.harness = Harness(
             config,
             memory_base=memory_base,
@@ -142,11 +158,15 @@ class SimulatedBoard(Device):
     def read_registers(self, address: int, length: int) -> bytes:
         """Read `length` bytes, a multiple of 4, from the accelerator's registers.
 
+        The processing system's clock registers are there too, and hold what is written to them.
+
         Raises
         ------
         RegisterAccessError
             When no register is there.
         """
+        if _SLCR_BASE <= address < _SLCR_BASE + _SLCR_BYTES:
+            return self._slcr.get(address - _SLCR_BASE, 0).to_bytes(4, "little")[:length]
         words = [self._read(self._offset(address + i)) for i in range(0, length, 4)]
         return b"".join(word.to_bytes(4, "little") for word in words)[:length]
 
@@ -154,6 +174,9 @@ class SimulatedBoard(Device):
         """Write whole 32 bit words to the accelerator's registers; raises as `read_registers`."""
         if len(data) % 4:
             raise SimulationError(f"registers are 4 bytes wide, {len(data)} bytes do not fit")
+        if _SLCR_BASE <= address < _SLCR_BASE + _SLCR_BYTES:
+            self._slcr[address - _SLCR_BASE] = int.from_bytes(data[:4], "little")
+            return
         with self._lock:
             started = time.perf_counter()
             for i in range(0, len(data), 4):
@@ -348,10 +371,12 @@ class SimulatedBoard(Device):
     # Overlays: what pynq.Overlay calls.
 
     def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False) -> Any:
-        """Parse the .hwh file beside a bitstream, with pynq's own parser."""
-        from pynq.pl_server.hwh_parser import HWH, get_hwh_name
+        """Parse the .hwh file beside a bitstream as pynq does on a board, with its own parser."""
+        from pynq.pl_server.hwh_parser import get_hwh_name
+        from pynqmetadata.frontends import Metadata
+        from pynqmetadata.views.runtime import RuntimeMetadataParser
 
-        return HWH(hwh_name=get_hwh_name(bitfile_name))
+        return RuntimeMetadataParser(Metadata(input=get_hwh_name(bitfile_name)))
 
     def download(self, bitstream: Any, parser: Any = None) -> None:
         """Load a bitstream: the machine comes out of reset as after configuration."""
