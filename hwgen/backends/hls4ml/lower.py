@@ -414,7 +414,15 @@ class _Lowering:
         channels, kh, kw = weights.codes.shape
         types = {"result": result, "bias": biases.type}
         if (kh, kw) == (1, 1) and node.stride == (1, 1) and node.padding == _NO_PADDING:
-            # A factor and an offset a channel need no window.
+            # A factor and an offset a channel need no window; hls4ml drops what has neither.
+            if (weights.real == 1).all() and not biases.codes.any():
+                if x.type == result:
+                    return x
+                linear = {"activation": "linear", "n_in": int(np.prod(x.shape))}
+                op = self._add(
+                    node, "Activation", (x.op,), x.shape, {"result": result}, "", attributes=linear
+                )
+                return _Edge(op.name, result, x.shape, -128, 127)
             op = self._add(
                 node,
                 "BatchNormalization",

@@ -274,10 +274,12 @@ def _model(
             config, layers, inputs=[ops[0].name], outputs=[ops[-1].name]
         )
     _check(model, ops, estimate)
-    for op_name, depth in estimate.fifo_depth.items():
-        variable = model.graph[op_name].get_output_variable()
-        if getattr(variable, "pragma", None) and variable.pragma[0] == "stream":
-            variable.pragma = ("stream", depth)
+    for reader, depths in estimate.fifo_depth.items():
+        node = model.graph.get(reader) or model.graph[f"repack_{reader}"]
+        for read, depth in zip(node.inputs, depths, strict=True):
+            variable = model.get_layer_output_variable(read)
+            if isinstance(variable.pragma, tuple) and variable.pragma[0] == "stream":
+                variable.pragma = ("stream", depth)
     return model
 
 

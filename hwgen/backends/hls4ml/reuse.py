@@ -69,7 +69,7 @@ class HlsEstimate:
     reuse, strategy
         Of each layer that multiplies.
     fifo_depth
-        Of each streamed tensor, in pixels.
+        Of the streams that each layer reads, in pixels.
     """
 
     cycles: int
@@ -81,7 +81,7 @@ class HlsEstimate:
     layers: tuple[LayerEstimate, ...]
     reuse: dict[str, int]
     strategy: dict[str, str]
-    fifo_depth: dict[str, int]
+    fifo_depth: dict[str, tuple[int, ...]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -129,7 +129,6 @@ def choose(
         raise HlsError(
             f"target must be 'latency', 'resource' or a number of cycles, not {target!r}"
         )
-    depths = fifo_depths(ops) if io_type == "io_stream" else {}
     options = {op.name: _options(op.work, io_type) for op in ops if op.work is not None}
     for op in ops:
         if op.work is not None and not options[op.name]:
@@ -147,53 +146,36 @@ def choose(
             for op in ops
             if op.work is not None
         }
-        return estimate(ops, io_type, reuse, depths)
+        return estimate(ops, io_type, reuse)
 
-    bounds = sorted(
-        {_busy(op.work, r, io_type) for op in ops if op.work is not None for r in options[op.name]}
-    ) or [1]
-    slowest = costed(bounds[-1])
-    if target == "resource":
-        chosen = slowest
-    elif target == "latency":
-        low, high = 0, len(bounds) - 1
-        while low < high:  # the smallest bound that fits
-            middle = (low + high) // 2
-            if _over(costed(bounds[middle]), board, limit):
-                low = middle + 1
-            else:
-                high = middle
-        chosen = costed(bounds[low])
-    else:
-        low, high = 0, len(bounds) - 1
-        while low < high:  # the largest bound within the target
-            middle = (low + high + 1) // 2
-            if costed(bounds[middle]).cycles > target:
-                high = middle - 1
-            else:
-                low = middle
-        chosen = costed(bounds[low])
-        if chosen.cycles > target:
-            raise DoesNotFit(_too_slow(chosen, int(target)))
-    over = _over(chosen, board, limit)
-    if over:
-        raise DoesNotFit(_does_not_fit(chosen, ops, board, limit, over, target))
-    return chosen
+    bounds = sorted({_busy(op.work, r, io_type) for op in ops for r in options.get(op.name, ())})
+    rising = target == "latency"
+    closest: HlsEstimate | None = None
+    for bound in (bounds or [1]) if rising else reversed(bounds or [1]):
+        found = costed(bound)
+        if not isinstance(target, str) and found.cycles > target:
+            closest = closest or found
+            if bound == bounds[0]:
+                raise DoesNotFit(_too_slow(found, target))
+            continue
+        if not _over(found, board, limit):
+            return found
+        closest = found if rising or closest is None else closest
+    assert closest is not None, "there is one bound at least"
+    raise DoesNotFit(_does_not_fit(closest, io_type, board, limit, target))
 
 
-def estimate(
-    ops: tuple[Op, ...], io_type: IoType, reuse: dict[str, int], depths: dict[str, int]
-) -> HlsEstimate:
+def estimate(ops: tuple[Op, ...], io_type: IoType, reuse: dict[str, int]) -> HlsEstimate:
     """Add up what a network takes with these reuse factors."""
     rows = [_layer(op, io_type, reuse.get(op.name, 1)) for op in ops]
+    depths = fifo_depths(ops) if io_type == "io_stream" else {}
     by_name = {op.name: op for op in ops}
     bram, lut, ff = 0.0, 0, 0
-    for name, depth in depths.items():
-        op = by_name[name]
-        bits = op.types["result"].width * op.shape[-1]
-        blocks, tables, flops = _fifo(depth, bits)
-        copies = max(1, sum(name in other.inputs for other in ops))
-        bram, lut, ff = bram + copies * blocks, lut + copies * tables, ff + copies * flops
+    for reader, each in depths.items():
+        for name, depth in zip(by_name[reader].inputs, each, strict=True):
+            op = by_name[name]
+            blocks, tables, flops = _fifo(depth, op.types["result"].width * op.shape[-1])
+            bram, lut, ff = bram + blocks, lut + tables, ff + flops
     busy = [row.cycles for row in rows] or [0]
     if io_type == "io_stream":
         waits: dict[str, int] = {}
@@ -216,24 +198,47 @@ def estimate(
     )
 
 
-def fifo_depths(ops: tuple[Op, ...]) -> dict[str, int]:
-    """Return the depth in pixels of each streamed tensor that cannot make layers wait for ever.
+def fifo_depths(ops: tuple[Op, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the depth, in pixels, of each stream that a layer reads, so that none waits for ever.
 
-    Where a tensor is all that passes from the layers before it to those behind it, any depth
-    does, and gets a row. Beside a branch (a residual, parallel convolutions) one path may have
-    to hold what the other is still waiting for: hls4ml's own depth, the whole tensor.
+    Any depth does in a chain; it gets a row. Where a tensor is copied to several readers whose
+    results meet again (a residual, parallel convolutions), the path that needs more of the map
+    before its first result could starve while the other one's FIFO is full. So every reader but
+    the one with the longest lag gets a FIFO that holds the whole map.
     """
-    last = {name: i for i, op in enumerate(ops) for name in op.inputs}
-    depths: dict[str, int] = {}
-    for i, op in enumerate(ops):
-        if op.name not in last:
-            continue
-        pixels = math.prod(op.shape[:-1])
-        alone = all(last.get(other.name, -1) <= i for other in ops[:i])
-        alone &= sum(op.name in other.inputs for other in ops) == 1
-        alone &= all(last[op.name] >= last.get(other.name, -1) for other in ops[:i])
-        depths[op.name] = op.shape[1] if alone and len(op.shape) == 3 else pixels
-    return depths
+    readers: dict[str, list[tuple[str, int]]] = {}
+    for op in ops:
+        for position, name in enumerate(op.inputs):
+            readers.setdefault(name, []).append((op.name, position))
+    by_name = {op.name: op for op in ops}
+    lag: dict[
+        str, int
+    ] = {}  # from a layer's input to the network's output, in rows * scale + pixels
+    scale = 1 << 16
+    for op in reversed(ops):
+        behind = max((lag[reader] for reader, _ in readers.get(op.name, [])), default=0)
+        lag[op.name] = behind * op.attributes.get("stride_height", 1) + _lag(op, scale)
+    depths = {op.name: [0] * len(op.inputs) for op in ops if op.inputs}
+    for name, found in readers.items():
+        shape = by_name[name].shape
+        row, whole = (shape[1] if len(shape) == 3 else 1), math.prod(shape[:-1])
+        # Of readers with the same lag, any one may be the shallow one.
+        longest = max(found, key=lambda reader: lag[reader[0]])
+        for reader, position in found:
+            shallow = (reader, position) == longest
+            depths[reader][position] = max(2, row if shallow else whole)
+    return {name: tuple(each) for name, each in depths.items()}
+
+
+def _lag(op: Op, scale: int) -> int:
+    """Order of what a layer must have read before its first result: rows, then pixels."""
+    at = op.attributes
+    if op.kind in ("Dense", "GlobalAveragePooling2D"):
+        return scale * scale
+    if op.kind == "ZeroPadding2D":
+        return -(at["pad_top"] * scale + at["pad_left"])
+    kernel = "pool" if op.kind == "MaxPooling2D" else "filt"
+    return (at.get(f"{kernel}_height", 1) - 1) * scale + at.get(f"{kernel}_width", 1) - 1
 
 
 def _strategy(work: Work) -> str:
@@ -248,6 +253,9 @@ def _options(work: Work, io_type: IoType) -> tuple[int, ...]:
         legal = tuple(d for d in range(1, total + 1) if total % d == 0)
     else:
         legal = legal_reuse_factors(work.n_in, work.n_out)
+        if work.kind == "conv" and io_type == "io_parallel":
+            # hls4ml accepts more, but its convolution of whole maps then computes something else.
+            legal = tuple(r for r in legal if r <= work.n_in)
     return tuple(r for r in legal if work.multiplications // r <= MAX_MULTIPLIERS)
 
 
@@ -278,7 +286,7 @@ def _layer(op: Op, io_type: IoType, reuse: int) -> LayerEstimate:
         ff += work.n_out * op.types["accum"].width
         if not work.constant and reuse > 1:
             word = multipliers * work.weight_bits
-            bram = math.ceil(word / 36) * math.ceil(reuse / 512) / 2
+            bram = _blocks(reuse, word)
             lut += work.n_in * work.data_bits // 4  # who reads which part of the window
         elif not work.constant:
             lut += multipliers * work.weight_bits // 2
@@ -334,9 +342,13 @@ def _fifo(depth: int, bits: int) -> tuple[float, int, int]:
     """BRAM36, LUT and FF of a FIFO: shift registers up to 1,024 bits or 32 words, then RAM."""
     if depth <= 32 or depth * bits <= 1024:
         return 0.0, bits * math.ceil(depth / 32) + 20, bits + 10
-    wide = 36 if depth <= 512 else 18 if depth <= 1024 else 9 if depth <= 2048 else 4
-    deep = 1 if depth <= 4096 else math.ceil(depth / 4096)
-    return math.ceil(bits / wide) * deep / 2, 60, bits + 20
+    return _blocks(depth, bits), 60, bits + 20
+
+
+def _blocks(depth: int, bits: int) -> float:
+    """Return the BRAM36 of a memory of `depth` words, from blocks of 18 Kbit."""
+    shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+    return min(math.ceil(depth / words) * math.ceil(bits / wide) for words, wide in shapes) / 2
 
 
 def _over(found: HlsEstimate, board: Board, limit: float) -> list[str]:
@@ -355,27 +367,23 @@ def _too_slow(found: HlsEstimate, target: int) -> str:
 
 
 def _does_not_fit(
-    found: HlsEstimate,
-    ops: tuple[Op, ...],
-    board: Board,
-    limit: float,
-    over: list[str],
-    target: Target,
+    found: HlsEstimate, io_type: IoType, board: Board, limit: float, target: Target
 ) -> str:
-    kind = max(over, key=lambda k: getattr(found, k) / getattr(board.budget, k))
-    budget = getattr(board.budget, kind)
+    kind = max(
+        _over(found, board, limit), key=lambda k: getattr(found, k) / getattr(board.budget, k)
+    )
+    budget, total = getattr(board.budget, kind), getattr(found, kind)
     worst = max(found.layers, key=lambda row: getattr(row, kind))
-    total = getattr(found, kind)
     layers = sum(getattr(row, kind) for row in found.layers)
     because = f"layer {worst.node!r} needs {getattr(worst, kind):,g} of {budget:,} {kind}"
     if layers < total / 2:
         because = f"FIFOs between layers need {total - layers:,g} of {budget:,} {kind}"
     tries = ["fewer or thinner layers (shears compress)", "--backend amaranth"]
-    if isinstance(target, int):
+    if not isinstance(target, str):
         tries.insert(0, f"target 'latency' or more than {target:,} cycles")
-    if found.fifo_depth == {}:
+    if io_type == "io_parallel":
         tries.insert(0, "io_stream")
     return (
-        f"does not fit {board.key}: {total:,g} of {budget:,} {kind} (at most "
-        f"{100 * limit:g} % may be used), because {because}; try {', '.join(tries)}"
+        f"does not fit {board.key}: {total:,g} of {budget:,} {kind} (at most {100 * limit:g} % "
+        f"may be used), because {because}; try {', '.join(tries)}"
     )
