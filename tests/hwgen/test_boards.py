@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hwgen.boards import FAMILIES, BoardError, board_names, load_board
-from rtl import resources
+from rtl import resource_model, resources
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +23,35 @@ def test_every_board_loads(name: str) -> None:
     assert all(value > 0 for value in vars(board.budget).values())
     assert board.accelerator_hz > 0 and board.axi_data_bits == 64
     assert (board.open_flow is not None) == (board.flow == "open")
+    assert (board.vivado is not None) == (board.flow == "vivado")
+
+
+@pytest.mark.parametrize("name", board_names())
+def test_every_default_fits(name: str) -> None:
+    """As the model of resources predicts, with room for what the model and Vivado add."""
+    board = load_board(name)
+    used = vars(resource_model.predict_resources(board.config, board.family))
+    percent = {kind: 100 * used[kind] / have for kind, have in vars(board.budget).items()}
+    assert max(percent.values()) <= 85, percent
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "ddr_mib", "crystal_mhz", "bus"),
+    [
+        ("pynq-z2", "xc7z020clg400-1", 512, 50, "16 Bit"),
+        ("pynq-z1", "xc7z020clg400-1", 512, 50, "16 Bit"),
+        ("arty-z7-20", "xc7z020clg400-1", 512, 50, "16 Bit"),
+        ("zybo-z7-10", "xc7z010clg400-1", 1024, 33.333333, "32 Bit"),
+    ],
+)
+def test_zynq_boards(name: str, part: str, ddr_mib: int, crystal_mhz: float, bus: str) -> None:
+    """By the boards' reference manuals."""
+    board = load_board(name)
+    assert board.vivado is not None
+    assert (board.part, board.ddr_bytes) == (part, ddr_mib << 20)
+    ps7 = board.vivado.ps7
+    assert float(ps7["PCW_CRYSTAL_PERIPHERAL_FREQMHZ"]) == crystal_mhz
+    assert ps7["PCW_UIPARAM_DDR_BUS_WIDTH"] == bus
 
 
 def test_ulx3s() -> None:
@@ -58,6 +87,41 @@ def test_faults_are_named(tmp_path: Path, old: str, new: str, message: str) -> N
     """With the file's name, what was found, and what is accepted."""
     with pytest.raises(BoardError, match=message):
         load_board(changed(tmp_path, old, new))
+
+
+PYNQ_FAULTS = [
+    ("registers = 0x43C0_0000", "registers = 0x8000_0000", "address.registers must be a multiple"),
+    ("0x4180_0000", "0x4180_0010", "address.interrupt_controller must be .* not 0x41800010"),
+    ("536_870_912", "536_870_000", "memory.ddr_bytes must be a power of two"),
+    ('ps7_like = "pynq-z2"', 'ps7_like = "pynq-z9"', "must name a board beside .*'pynq-z9'"),
+    ('ps7_like = "pynq-z2"', "", "must have a table ps7, or ps7_like"),
+    ('ps7_like = "pynq-z2"', "ps7 = { PCW_X = 1 }", r"lines PCW_... = .*, not PCW_X = 1"),
+    ('flow = "vivado"', 'flow = "ise"', r"flow must be one of \['open', 'vivado'\], not 'ise'"),
+    ("reference_hz", "reference_khz", "has no entry 'reference_hz'"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), PYNQ_FAULTS)
+def test_faults_of_a_zynq_board(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """With the file's name, what was found, and what is accepted."""
+    shutil.copy(ROOT / "boards" / "pynq-z2.toml", tmp_path)
+    text = (ROOT / "boards" / "pynq-z1.toml").read_text(encoding="utf-8")
+    assert old in text
+    file = tmp_path / "mine.toml"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(BoardError, match=message):
+        load_board(file)
+
+
+def test_own_parameters_go_over_those_of_a_board_that_is_like(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "boards" / "pynq-z2.toml", tmp_path)
+    text = (ROOT / "boards" / "pynq-z1.toml").read_text(encoding="utf-8")
+    file = tmp_path / "mine.toml"
+    added = '\n[vivado.ps7]\nPCW_APU_PERIPHERAL_FREQMHZ = "600"\n'
+    file.write_text(text + added, encoding="utf-8")
+    mine, like = load_board(file).vivado, load_board("pynq-z2").vivado
+    assert mine is not None and like is not None
+    assert mine.ps7 == {**like.ps7, "PCW_APU_PERIPHERAL_FREQMHZ": "600"}
 
 
 def test_unknown_board() -> None:

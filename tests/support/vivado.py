@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rtl.vivado import DESIGN, tcl_word
+from hwgen.arch.config import AcceleratorConfig
+from hwgen.boards import Board
+from rtl.vivado import DESIGN, OUTPUT, Target, tcl_word, write_project
 
-STAND_IN = Path(__file__).with_suffix("").parent / "vivado_stand_in.tcl"
+STAND_IN = Path(__file__).with_name("vivado_stand_in.tcl")
 
 #: Pins of the IPs that the design uses: inputs, outputs; interfaces that they serve, drive. From
 #: the product guides: PG021 (ps7: UG585), PG247, PG099, PG065, PG164.
@@ -50,6 +52,20 @@ CELLS = {
     "xlconcat": "xlconcat",
 }
 CLOCKS, RESETS = ("aclk", "clk"), ("aresetn", "resetn")
+
+
+def target_of(board: Board) -> Target:
+    """Return what Vivado needs to know of a board, as `shears build` puts it together."""
+    assert board.vivado is not None
+    return Target(
+        board=board.key,
+        part=board.part,
+        clock_hz=board.accelerator_hz,
+        registers_address=board.register_address,
+        ddr_bytes=board.ddr_bytes,
+        budget=vars(board.budget),
+        **vars(board.vivado),
+    )
 
 
 def verilog_ports(text: str, top: str = "shears") -> dict[str, tuple[str, int]]:
@@ -165,6 +181,19 @@ def run_scripts(folder: Path, scenario: Scenario, work: Path) -> Run:
     )
     commands = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
     return Run(result.returncode, result.stdout + result.stderr, commands)
+
+
+def build_overlay(config: AcceleratorConfig, target: Target, folder: Path, work: Path) -> Path:
+    """Build an overlay with the stand-ins, its .hwh made from the recorded design; its .bit."""
+    write_project(config, target, folder)
+    ports = verilog_ports((folder / "shears.v").read_text(encoding="utf-8"))
+    scenario = Scenario(ports, made_hz=target.clock_hz)
+    first = run_scripts(folder, scenario, work)
+    assert first.status == 0, first.output
+    scenario.handoff = handoff(Design(first, ports))
+    second = run_scripts(folder, scenario, work)
+    assert second.status == 0, second.output
+    return folder / f"{OUTPUT}.bit"
 
 
 @dataclass(frozen=True)
