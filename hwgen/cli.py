@@ -136,8 +136,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("build/profile"), help="folder to write")
 
     sub = verb("emit", _emit)
+    sub.add_argument("model", nargs="?", help="for hls4ml: as for compile")
+    sub.add_argument(
+        "--backend",
+        default="amaranth",
+        choices=("amaranth", "hls4ml"),
+        help="amaranth: the accelerator, for any network; hls4ml: one network as an HLS project",
+    )
+    _hls_arguments(sub)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
-    sub.add_argument("--out", type=Path, default=Path("build/shears.v"))
+    sub.add_argument(
+        "--out", type=Path, help="Verilog file or project folder; build/shears.v, build/hls4ml"
+    )
+
+    sub = verb("compare", _compare)
+    sub.add_argument("model", help="as for compile")
+    _hls_arguments(sub)
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument("--rtl", action="store_true", help="run the images on the RTL as well")
+    sub.add_argument("--out", type=Path, default=Path("build/compare"), help="folder to write")
 
     sub = verb("resources", _resources)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
@@ -200,15 +217,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _hls_arguments(sub: argparse.ArgumentParser) -> None:
+    """Add what the verbs that make an hls4ml project take."""
+    sub.add_argument("--weights", type=Path, help="state dict (torch.save) to load")
+    sub.add_argument("--calibration", type=Path, help=".npy or .npz, as for compile")
+    sub.add_argument("--scheme", default="power_of_two", choices=("affine", "power_of_two"))
+    sub.add_argument("--observer", default="mse", choices=("minmax", "percentile", "mse"))
+    sub.add_argument("--io", default="io_stream", choices=("io_stream", "io_parallel"))
+    sub.add_argument(
+        "--hls", default="Vitis", choices=("Vitis", "Vivado", "VivadoAccelerator"), help="its tool"
+    )
+    sub.add_argument(
+        "--target", default="latency", help="latency, resource, or cycles that it may take"
+    )
+    sub.add_argument("--limit", type=float, default=85, help="percent of a resource to use at most")
+    sub.add_argument("--count", type=int, default=32, help="calibration images to compare")
+
+
 def _compile(arguments: argparse.Namespace) -> Report:
     """Compile a PyTorch or ONNX network into a bundle."""
     from hwgen.backends import program
     from hwgen.boards import load_board
+
+    board = load_board(arguments.board)
+    graph, _, name = _quantized(arguments)
+    bundle = program.emit(graph, board.config, name=name, batch=arguments.batch)
+    bundle.save(arguments.out)
+    print(f"{arguments.out}: {bundle.macs:,} MACs, {len(bundle.constants):,} bytes of constants")
+    return {"bundle": str(arguments.out), "macs": bundle.macs, "name": name}
+
+
+def _quantized(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
+    """Load and quantize a network; return its graph, the calibration images and its name."""
     from hwgen.frontend import from_onnx
     from hwgen.passes.pipeline import to_fused
     from hwgen.quantize import load_calibration, quantize, quantize_model
 
-    board = load_board(arguments.board)
+    if arguments.model is None or arguments.calibration is None:
+        raise UsageError(
+            "a network is needed: FILE.py:NAME, package.module:NAME or FILE.onnx, and images "
+            "with --calibration FILE"
+        )
     calibration = load_calibration(arguments.calibration)
     model = _load_model(arguments.model, arguments.weights)
     how: dict[str, Any] = {"scheme": arguments.scheme, "observer": arguments.observer}
@@ -218,11 +267,7 @@ def _compile(arguments: argparse.Namespace) -> Report:
         import torch
 
         graph = quantize_model(model, torch.from_numpy(calibration[:1]), calibration, **how)
-    name = Path(arguments.model.partition(":")[0]).stem
-    bundle = program.emit(graph, board.config, name=name, batch=arguments.batch)
-    bundle.save(arguments.out)
-    print(f"{arguments.out}: {bundle.macs:,} MACs, {len(bundle.constants):,} bytes of constants")
-    return {"bundle": str(arguments.out), "macs": bundle.macs, "name": name}
+    return graph, calibration, Path(arguments.model.partition(":")[0]).stem
 
 
 def _load_model(text: str, weights: Path | None) -> Any:
@@ -494,15 +539,162 @@ def _profile(arguments: argparse.Namespace) -> Report:
 
 
 def _emit(arguments: argparse.Namespace) -> Report:
-    """Write the accelerator's Verilog for a board's configuration."""
+    """Write the accelerator's Verilog, or a network as an hls4ml project."""
     from hwgen.boards import load_board
+
+    if arguments.backend == "hls4ml":
+        return _emit_hls4ml(arguments)
+    if arguments.model is not None:
+        raise UsageError(
+            "the accelerator's Verilog is the same for every network; try shears compile for "
+            f"{arguments.model}, or --backend hls4ml"
+        )
     from rtl.emit import write_verilog
 
     board = load_board(arguments.board)
-    write_verilog(board.config, arguments.out)
-    lines = len(arguments.out.read_text(encoding="utf-8").splitlines())
-    print(f"{arguments.out}: {lines:,} lines, digest {board.config.digest():016x}")
-    return {"verilog": str(arguments.out), "lines": lines, "config": board.config.to_dict()}
+    out = arguments.out or Path("build/shears.v")
+    write_verilog(board.config, out)
+    lines = len(out.read_text(encoding="utf-8").splitlines())
+    print(f"{out}: {lines:,} lines, digest {board.config.digest():016x}")
+    return {"verilog": str(out), "lines": lines, "config": board.config.to_dict()}
+
+
+def _emit_hls4ml(arguments: argparse.Namespace) -> Report:
+    """Write an hls4ml project, compile its C++ model, and compare it with the integers."""
+    graph, images, _ = _quantized(arguments)
+    project, images = _hls_project(arguments, graph, images, arguments.out or Path("build/hls4ml"))
+    found = project.estimate
+    _table(
+        f"{project.folder}: estimates for {project.board.name}, not a vendor's report",
+        ("layer", "hls4ml", "reuse", "cycles", "DSP", "BRAM36", "LUT", "FF"),
+        [
+            (
+                row.node,
+                row.kind,
+                f"{row.reuse}" if row.strategy else "",
+                f"{row.cycles:,}",
+                f"{row.dsp}",
+                f"{row.bram36:g}",
+                f"{row.lut:,}",
+                f"{row.ff:,}",
+            )
+            for row in found.layers
+        ],
+    )
+    print(
+        f"about {found.cycles:,} cycles an image, one every {found.interval:,}; {found.dsp} DSP, "
+        f"{found.bram36:g} BRAM36, {found.lut:,} LUT and {found.ff:,} FF with the FIFOs"
+    )
+    with _errors().status("g++ compiles hls4ml's model"):
+        project.compile(images)
+        codes = project.verify(images)
+    print(f"{len(images)} images, {codes:,} codes equal to the quantized graph's")
+    return {
+        "project": str(project.folder),
+        "images": len(images),
+        "mismatches": 0,
+        "io_type": project.io_type,
+        "backend": project.backend,
+        "board": project.board.key,
+        "estimate": found.to_dict(),
+    }
+
+
+def _hls_project(
+    arguments: argparse.Namespace, graph: Any, images: Any, folder: Path
+) -> tuple[Any, Any]:
+    """Plan an hls4ml project as the arguments say; return it and the images to compare."""
+    from hwgen.backends import hls4ml
+
+    target = arguments.target
+    project = hls4ml.emit(
+        graph,
+        folder,
+        io_type=arguments.io,
+        backend=arguments.hls,
+        board=arguments.board,
+        target=int(target) if target.isdecimal() else target,
+        limit=arguments.limit / 100,
+    )
+    return project, images[: arguments.count]
+
+
+def _compare(arguments: argparse.Namespace) -> Report:
+    """Put both back ends side by side for one network: cycles, resources, bits."""
+    import numpy as np
+
+    from hwgen.arch import GoldenRun, MemoryTiming, estimate
+    from hwgen.backends import program
+    from hwgen.boards import load_board
+    from hwgen.ir import evaluate_integer, quantize_input
+    from rtl.resource_model import predict_resources
+
+    board = load_board(arguments.board)
+    graph, images, name = _quantized(arguments)
+    project, images = _hls_project(arguments, graph, images, arguments.out)
+    bundle = program.emit(graph, board.config, name=name)
+    codes = quantize_input(graph, images)
+    expected = evaluate_integer(graph, codes)[graph.outputs[0]]
+    with _errors().status("g++ compiles hls4ml's model"):
+        project.compile()
+        equal = {"hls4ml": np.array_equal(project.predict(codes), expected)}
+    golden = GoldenRun(bundle)
+    ours = np.stack([golden.run(one)[0] for one in codes]).reshape(expected.shape)
+    equal["amaranth"] = np.array_equal(ours, expected)
+    if arguments.rtl:
+        import host
+        import sim
+
+        with sim.SimulatedBoard(bundle) as simulated:
+            with host.Accelerator(bundle, device=simulated) as accelerator:
+                rtl = np.stack([accelerator.run_int8(one) for one in codes])
+        rtl = rtl.reshape(expected.shape)
+        equal["amaranth"] = equal["amaranth"] and np.array_equal(rtl, expected)
+    predicted = predict_resources(board.config, board.family)
+    cycles = estimate(bundle, MemoryTiming(board.read_latency_cycles)).cycles
+    found = project.estimate
+    rows = {
+        "amaranth": {
+            "cycles": cycles,
+            "interval": cycles,
+            **{kind: getattr(predicted, kind) for kind in _KINDS},
+        },
+        "hls4ml": {
+            "cycles": found.cycles,
+            "interval": found.interval,
+            **{kind: getattr(found, kind) for kind in _KINDS},
+        },
+    }
+    against = "RTL and golden model" if arguments.rtl else "golden model"
+    _table(
+        f"{name} on {board.name} at {board.accelerator_hz / 1e6:g} MHz: all numbers are estimates",
+        ("back end", "bits equal", "cycles", "interval", "DSP", "BRAM36", "LUT", "FF"),
+        [
+            (
+                key,
+                "yes" if equal[key] else "NO",
+                *(f"{row[c]:,g}" for c in ("cycles", "interval", *_KINDS)),
+            )
+            for key, row in rows.items()
+        ],
+    )
+    print(
+        f"{len(images)} images; amaranth: {against}, the accelerator as a whole, for any network "
+        f"(cycles within 1 % of the RTL's, resources as Yosys counts); hls4ml: its C++ model, "
+        f"{project.io_type} for {project.backend}, this network alone (nothing was synthesised)"
+    )
+    report = {
+        "what": "estimates of both back ends, not a vendor's report",
+        "run": arguments.command,
+        "network": name,
+        "board": board.key,
+        "images": len(images),
+        "equal": equal,
+        **rows,
+    }
+    if not all(equal.values()):
+        raise RuntimeError(f"bits differ from the quantized graph's: {equal}")
+    return report
 
 
 def _resources(arguments: argparse.Namespace) -> Report:

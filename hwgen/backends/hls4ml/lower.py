@@ -29,6 +29,8 @@ from hwgen.passes.order_channels import order_channels
 
 #: Parallel convolutions that one layer may become; each has a line buffer of its own.
 MAX_GROUPS = 4
+#: Taps of an average pool from which columns are added first.
+SMALL_WINDOW = 9
 _NO_PADDING: Padding = ((0, 0), (0, 0))
 _Ints = NDArray[np.int64]
 
@@ -396,7 +398,7 @@ class _Lowering:
         weights, biases, accum = self._parameters(node, x)
         kernel = _Exact(_undilated(weights.codes, node.dilation, (1, 2)), weights.lsb)
         result = accum if node.residual else self._clamps(node)[0][1]
-        value = self._lanes(node, x, kernel, biases, accum, result)
+        value = self._lanes(node, x, kernel, biases, accum, result, node.stride, node.padding)
         if node.residual:
             value = self._sum(node, value, self.edges[node.residual])
         return self._finish(node, value, done=1)
@@ -409,11 +411,14 @@ class _Lowering:
         biases: _Exact,
         accum: Fixed,
         result: Fixed,
+        stride: Pair,
+        padding: Padding,
+        suffix: str = "",
     ) -> _Edge:
         """One DepthwiseConv2D; `weights` (C, kh, kw) without dilation."""
         channels, kh, kw = weights.codes.shape
         types = {"result": result, "bias": biases.type}
-        if (kh, kw) == (1, 1) and node.stride == (1, 1) and node.padding == _NO_PADDING:
+        if (kh, kw) == stride == (1, 1) and padding == _NO_PADDING:
             # A factor and an offset a channel need no window; hls4ml drops what has neither.
             if (weights.real == 1).all() and not biases.codes.any():
                 if x.type == result:
@@ -435,13 +440,12 @@ class _Lowering:
             )
             return _Edge(op.name, result, x.shape, -128, 127)
         x = self._shaped(node, x, (1, 1, channels) if len(x.shape) == 1 else x.shape)
-        padding = node.padding
         if kh == 1:
             # hls4ml's streamed depthwise layer has no line buffer for a kernel of one row.
             weights, padding = self._second_row(weights, padding)
             kh = weights.codes.shape[1]
         x, padding = self._padded(node, x, padding)
-        window = _window(x, (kh, kw), node.stride, padding)
+        window = _window(x, (kh, kw), stride, padding)
         shape = (window["out_height"], window["out_width"], channels)
         magnitudes = np.abs(weights.codes)
         op = self._add(
@@ -450,7 +454,7 @@ class _Lowering:
             (x.op,),
             shape,
             {**types, "weight": weights.type, "accum": accum},
-            "",
+            suffix,
             attributes={
                 **window,
                 "filt_height": kh,
@@ -528,7 +532,7 @@ class _Lowering:
         log2 = exponents(requantization.multiplier)
         assert log2 is not None, "refused before"
         exponent = log2 - requantization.shift + log2_scale(node) - x.type.lsb
-        taps, codes = height * width, node.kernel[0] * node.kernel[1]
+        taps = height * width
         whole = node.kernel == (height, width) and node.padding == _NO_PADDING
         offset, first = self._clamps(node)[0]
         if whole and len(x.shape) == 3 and (2.0**-exponent == taps).all() and not offset:
@@ -550,16 +554,27 @@ class _Lowering:
                 },
             )
             return self._finish(node, _Edge(op.name, first, (channels,), -128, 127), done=1)
-        ones = np.ones((channels, *node.kernel), np.int64)
+        offset, (kh, kw) = self._clamps(node)[0][0], node.kernel
+        stride, padding = node.stride, node.padding
         order = self.orders[node.name]
-        weights = _scaled(ones, exponent[order])
+        largest = x.largest
+        if min(kh, kw) > 1 and kh * kw > SMALL_WINDOW:
+            # The sum of a window is the sum of its columns' sums: kh + kw terms, not kh * kw.
+            largest *= kh
+            columns = Fixed(largest.bit_length() + 1, x.type.lsb)
+            ones = _Exact(np.ones((channels, kh, 1), np.int64), 0)
+            zero = _Exact(np.zeros(channels, np.int64), x.type.lsb)
+            rows = (stride[0], 1), (padding[0], (0, 0))
+            x = self._lanes(node, x, ones, zero, columns, columns, *rows, "_columns")
+            kh, stride, padding = 1, (1, stride[1]), ((0, 0), padding[1])
+        weights = _scaled(np.ones((channels, kh, kw), np.int64), exponent[order])
         biases = _Exact(np.full(channels, offset), log2_scale(node))
         lsb = min(weights.lsb + x.type.lsb, biases.lsb)
-        worst = (
-            int(weights.codes.max()) * codes * x.largest << (weights.lsb + x.type.lsb - lsb)
-        ) + (abs(offset) << (biases.lsb - lsb))
+        worst = int(weights.codes.max()) * kh * kw * largest << (weights.lsb + x.type.lsb - lsb)
+        worst += abs(offset) << (biases.lsb - lsb)
         accum = Fixed(worst.bit_length() + 1, lsb)
-        return self._finish(node, self._lanes(node, x, weights, biases, accum, first), done=1)
+        value = self._lanes(node, x, weights, biases, accum, first, stride, padding)
+        return self._finish(node, value, done=1)
 
     # Shapes.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hwgen.arch.files import replacing
 from hwgen.backends.hls4ml.lower import lower
 from hwgen.backends.hls4ml.refusal import AMARANTH, refusals
 from hwgen.backends.hls4ml.reuse import HlsEstimate, Target, choose
@@ -60,12 +61,28 @@ class HlsProject:
     estimate: HlsEstimate
     model: Any
 
-    def write(self) -> None:
-        """Write the project: C++, weights, Tcl."""
+    def write(self, vectors: ArrayLike | None = None) -> None:
+        """Write the project: C++, weights, Tcl.
+
+        `vectors`, images as `predict` takes them, become the input of the test bench that the
+        vendor's tool runs, with the integer graph's results beside them.
+        """
+        if vectors is not None:
+            codes = self._codes(vectors)
+            first, last = self._scales
+            expected = evaluate_integer(self.graph, codes)[self.graph.outputs[0]]
+            for key, values, scale in (
+                ("InputData", codes, first),
+                ("OutputPredictions", expected, last),
+            ):
+                path = self.folder / "vectors" / f"{key}.npy"
+                with replacing(path) as temporary, open(temporary, "wb") as file:
+                    np.save(file, values.reshape(len(values), -1) * scale)
+                self.model.config.config[key] = str(path)
         with _quiet():
             self.model.write()
 
-    def compile(self) -> None:
+    def compile(self, vectors: ArrayLike | None = None) -> None:
         """Write the project and compile its C++ model with g++.
 
         Raises
@@ -73,9 +90,10 @@ class HlsProject:
         HlsError
             With the compiler's output, when g++ fails or is missing.
         """
+        self.write(vectors)
         with _quiet() as said:
             try:
-                self.model.compile()
+                self.model.compile()  # which writes once more
             except Exception as error:
                 text = said.getvalue()[-2000:]
                 raise HlsError(f"g++ did not compile {self.folder}: {error}\n{text}") from error
@@ -93,14 +111,13 @@ class HlsProject:
         int8 codes (N, H, W, C) of the output, as `hwgen.ir.evaluate_integer` returns them.
         """
         codes = self._codes(images)
-        first, last = (self.graph[n[0]] for n in (self.graph.inputs, self.graph.outputs))
-        assert first.type.quant is not None and last.type.quant is not None
-        real = codes.astype(np.float64) * first.type.quant.scale
+        first, last = self._scales
+        real = codes.astype(np.float64) * first
         with _quiet():
             # One at a time: hls4ml drops the batch's axis of a batch of one.
             rows = [np.asarray(self.model.predict(np.ascontiguousarray(x[None]))) for x in real]
-        result = np.stack(rows) / last.type.quant.scale
-        channels, height, width = last.type.shape
+        result = np.stack(rows) / last
+        channels, height, width = self.graph[self.graph.outputs[0]].type.shape
         found = result.reshape(-1, height, width, channels)
         if (found != np.rint(found)).any() or found.min() < -128 or found.max() > 127:
             raise HlsMismatch(f"hls4ml's result is no int8 code: {found.min()}..{found.max()}")
@@ -125,6 +142,14 @@ class HlsProject:
                 f"channel) = {at}: {int(found[at])}, not {int(expected[at])}; {AMARANTH}"
             )
         return found.size
+
+    @property
+    def _scales(self) -> tuple[float, float]:
+        """Of the input's and the output's codes."""
+        first = self.graph[self.graph.inputs[0]].type.quant
+        last = self.graph[self.graph.outputs[0]].type.quant
+        assert first is not None and last is not None, "a quantized graph has codes"
+        return first.scale, last.scale
 
     def _codes(self, images: ArrayLike) -> NDArray[np.int8]:
         array = np.asarray(images)
@@ -353,8 +378,3 @@ def _same(found: Any, given: Fixed) -> bool:
         ("RND", "SAT_SYM" if given.symmetric else "SAT") if given.requantizes else ("TRN", "WRAP")
     )
     return same and modes == wanted
-
-
-def layer_table(project: HlsProject) -> list[Mapping[str, Any]]:
-    """Return one row a layer with multiplications: reuse factor, cycles and resources."""
-    return [vars(row) for row in project.estimate.layers]
