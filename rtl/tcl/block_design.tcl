@@ -61,7 +61,7 @@ proc make_block_design {} {
         PRIM_IN_FREQ [format %.3f [expr {$reference_hz / 1e6}]] \
         CLKOUT1_REQUESTED_OUT_FREQ [format %.3f [expr {$clock_hz / 1e6}]] \
         USE_LOCKED true USE_RESET true RESET_TYPE ACTIVE_LOW RESET_PORT resetn
-    ip_cell reset xilinx.com:ip:proc_sys_reset:5.0
+    ip_cell system_reset xilinx.com:ip:proc_sys_reset:5.0
 
     create_bd_intf_port -mode Master -vlnv xilinx.com:interface:ddrx_rtl:1.0 DDR
     create_bd_intf_port -mode Master \
@@ -71,12 +71,12 @@ proc make_block_design {} {
     }
 
     wire ps7/FCLK_CLK0 clk_wiz/clk_in1
-    wire ps7/FCLK_RESET0_N clk_wiz/resetn reset/ext_reset_in
-    wire clk_wiz/locked reset/dcm_locked
+    wire ps7/FCLK_RESET0_N clk_wiz/resetn system_reset/ext_reset_in
+    wire clk_wiz/locked system_reset/dcm_locked
     wire clk_wiz/clk_out1 ps7/M_AXI_GP0_ACLK ps7/S_AXI_HP0_ACLK accelerator/aclk \
-        control_bus/aclk memory_bus/aclk axi_intc/s_axi_aclk reset/slowest_sync_clk
-    wire reset/interconnect_aresetn control_bus/aresetn memory_bus/aresetn
-    wire reset/peripheral_aresetn accelerator/aresetn axi_intc/s_axi_aresetn
+        control_bus/aclk memory_bus/aclk axi_intc/s_axi_aclk system_reset/slowest_sync_clk
+    wire system_reset/interconnect_aresetn control_bus/aresetn memory_bus/aresetn
+    wire system_reset/peripheral_aresetn accelerator/aresetn axi_intc/s_axi_aresetn
     wire accelerator/irq axi_intc/intr
     wire axi_intc/irq xlconcat/In0
     wire xlconcat/dout ps7/IRQ_F2P

@@ -138,11 +138,14 @@ def test_one_clock_and_its_reset(design: Design) -> None:
         f"{cell}/{pin}" for cell in design.cells for pin in design.pins(cell) if pin in clocks
     }
     assert design.nets["ps7/FCLK_CLK0"] == {"clk_wiz/clk_in1"}
-    assert design.nets["clk_wiz/locked"] == {"reset/dcm_locked"}
-    resets = design.nets["reset/interconnect_aresetn"] | design.nets["reset/peripheral_aresetn"]
+    assert design.nets["clk_wiz/locked"] == {"system_reset/dcm_locked"}
+    resets = (
+        design.nets["system_reset/interconnect_aresetn"]
+        | design.nets["system_reset/peripheral_aresetn"]
+    )
     assert {pin.partition("/")[0] for pin in resets} == {
         pin.partition("/")[0] for pin in clocked
-    } - {"ps7", "reset"}
+    } - {"ps7", "system_reset"}
 
 
 def test_addresses(design: Design, run: Run) -> None:

@@ -48,7 +48,7 @@ CELLS = {
     "memory_bus": "smartconnect",
     "axi_intc": "axi_intc",
     "clk_wiz": "clk_wiz",
-    "reset": "proc_sys_reset",
+    "system_reset": "proc_sys_reset",
     "xlconcat": "xlconcat",
 }
 CLOCKS, RESETS = ("aclk", "clk"), ("aresetn", "resetn")
