@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pynq
 import pytest
+import torch
 from pynq.pl_server.hwh_parser import _HWHZynq
 from pynqmetadata.frontends import Metadata
 from pynqmetadata.views.runtime import RuntimeMetadataParser
+from torch import nn
 
 import host
+import hwgen
 import sim
 from host.ip import AcceleratorIP
 from hwgen.arch.bundle import Bundle
@@ -34,6 +37,7 @@ from tests.support.quantized_graphs import every_operation
 from tests.support.simulators import SMALL_BOARD as CONFIG
 from tests.support.vivado import build_overlay, target_of
 
+ROOT = Path(__file__).parents[2]
 ELSEWHERE = 0x43C1_0000
 
 pytestmark = pytest.mark.skipif(
@@ -167,6 +171,38 @@ def test_loading_resets_the_machine_and_sets_the_clock(bit: Path) -> None:
         assert pynq.Clocks.fclk0_mhz == 100.0
 
 
+def test_the_page_about_the_board(
+    bit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What docs/board.md tells to type on the board, with the simulated one as pynq's device."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bundle = hwgen.compile(model.eval(), images[:1], images, config=CONFIG)
+    bundle.save(tmp_path / "my-network")
+    for suffix in (".bit", ".hwh"):
+        shutil.copy(bit.with_suffix(suffix), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert blocks
+    with sim.SimulatedBoard(bundle) as board:
+        monkeypatch.setattr(pynq.Device, "_active_device", board, raising=False)
+        names: dict[str, object] = {}
+        for block in blocks:
+            exec(compile(block, "docs/board.md", "exec"), names)  # as the reader does
+    assert "cycles" in capsys.readouterr().out
+    logits = names["logits"]
+    assert isinstance(logits, np.ndarray) and logits.shape == (5,)
+
+
+def test_the_pages_command_for_vivado_is_ours() -> None:
+    page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
+    assert f"\n{' '.join(vivado.vivado_command())}\n" in page
+
+
 def test_no_bitstream(tmp_path: Path) -> None:
     with sim.SimulatedBoard(CONFIG) as board:
         with pytest.raises(OSError, match=r"missing.bit does not exist"):
@@ -175,7 +211,7 @@ def test_no_bitstream(tmp_path: Path) -> None:
 
 def test_pynq_is_told_where_the_driver_is() -> None:
     """The entry point names a module that binds it."""
-    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     group = re.search(r'^\[project.entry-points."pynq.lib"\]\n\w+ = "(.*)"$', text, re.MULTILINE)
     assert group is not None
     assert importlib.import_module(group.group(1)).AcceleratorIP.bindto == [IP_VLNV]
