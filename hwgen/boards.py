@@ -81,7 +81,8 @@ class Board:
     """A board: its device, clock, memory, register address and default configuration.
 
     `oscillator_hz` is 0 where the clock comes from a processor. `open_flow` is None unless the
-    board's flow is ``open``, `vivado` unless it is ``vivado``.
+    board's flow is ``open``, `vivado` unless it is ``vivado`` and the file has what it takes to build:
+    compiling, estimating and simulating need no more than the rest.
     """
 
     key: str
@@ -155,7 +156,7 @@ def _board(path: Path, data: dict[str, Any]) -> Board:
         config=AcceleratorConfig.from_dict(data["accelerator"]),
         oscillator_hz=data["clock"].get("oscillator_hz", 0),
         open_flow=_open_flow(path, data["open"]) if data["flow"] == "open" else None,
-        vivado=_vivado_flow(path, data) if data["flow"] == "vivado" else None,
+        vivado=_vivado_flow(path, data) if data["flow"] == "vivado" and "vivado" in data else None,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hwgen.boards import FAMILIES, BoardError, board_names, load_board
+from hwgen.cli import main
 from rtl import resource_model, resources
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,18 @@ def test_faults_of_a_zynq_board(tmp_path: Path, old: str, new: str, message: str
     file.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(BoardError, match=message):
         load_board(file)
+
+
+def test_a_board_that_is_not_built_needs_no_table_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It can be compiled for; `shears build` says what is missing."""
+    text = (ROOT / "boards" / "pynq-z1.toml").read_text(encoding="utf-8")
+    file = tmp_path / "mine.toml"
+    file.write_text(text[: text.index("[vivado]")], encoding="utf-8")
+    assert load_board(file).vivado is None
+    assert main(["build", "--board", str(file)]) == 1
+    assert "mine.toml must have a table [vivado]" in capsys.readouterr().err
 
 
 def test_own_parameters_go_over_those_of_a_board_that_is_like(tmp_path: Path) -> None:
