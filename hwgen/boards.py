@@ -81,8 +81,8 @@ class Board:
     """A board: its device, clock, memory, register address and default configuration.
 
     `oscillator_hz` is 0 where the clock comes from a processor. `open_flow` is None unless the
-    board's flow is ``open``, `vivado` unless it is ``vivado`` and the file has what it takes to build:
-    compiling, estimating and simulating need no more than the rest.
+    board's flow is ``open``; `vivado` unless it is ``vivado`` and the file has that table, which
+    only building needs.
     """
 
     key: str

@@ -815,7 +815,7 @@ def _build(arguments: argparse.Namespace) -> Report:
             f"board must have the flow 'vivado', not {board.flow!r}; try pynq-z2, or "
             f"shears place --board {board.key}"
             if board.flow != "vivado"
-            else f"{arguments.board} must have a table [vivado]; docs/adding-a-board.md has its lines"
+            else f"{arguments.board} must have a table [vivado]; docs/adding-a-board.md has it"
         )
     folder: Path = arguments.out or Path("build") / board.key
     target = vivado.Target(
