@@ -35,7 +35,7 @@ from hwgen.boards import load_board
 from rtl import vivado
 from tests.support.quantized_graphs import every_operation
 from tests.support.simulators import SMALL_BOARD as CONFIG
-from tests.support.vivado import build_overlay, target_of
+from tests.support.vivado import build_overlay, small_verilog, target_of
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = 0x43C1_0000
@@ -52,8 +52,10 @@ def target() -> vivado.Target:
 
 @pytest.fixture(scope="module")
 def bit(tmp_path_factory: pytest.TempPathFactory, target: vivado.Target) -> Path:
-    work = tmp_path_factory.mktemp("overlay")
-    return build_overlay(CONFIG, target, work / "project", work)
+    work, text = tmp_path_factory.mktemp("overlay"), small_verilog(tmp_path_factory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vivado, "emit_verilog", lambda config: text)
+        return build_overlay(CONFIG, target, work / "project", work)
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ from tests.support.vivado import (
     Scenario,
     accelerator_buses,
     run_scripts,
+    small_verilog,
     target_of,
     utilisation,
     verilog_ports,
@@ -51,7 +52,10 @@ pytestmark = pytest.mark.skipif(
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a small configuration for the PYNQ-Z2; tests work on copies."""
     folder = tmp_path_factory.mktemp("vivado") / "project"
-    vivado.write_project(SMALL_BOARD, target_of(load_board("pynq-z2")), folder)
+    text = {SMALL_BOARD: small_verilog(tmp_path_factory)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vivado, "emit_verilog", text.__getitem__)
+        vivado.write_project(SMALL_BOARD, target_of(load_board("pynq-z2")), folder)
     return folder
 
 

@@ -9,15 +9,21 @@ writes a .hwh.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+from filelock import FileLock
+
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.boards import Board
+from rtl.emit import write_verilog
 from rtl.vivado import DESIGN, OUTPUT, Target, tcl_word, write_project
+from tests.support.simulators import SMALL_BOARD
 
 STAND_IN = Path(__file__).with_name("vivado_stand_in.tcl")
 
@@ -66,6 +72,18 @@ def target_of(board: Board) -> Target:
         budget=vars(board.budget),
         **vars(board.vivado),
     )
+
+
+def small_verilog(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the Verilog of `SMALL_BOARD`, written once for all workers of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    path = folder / "small_board.v"
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            write_verilog(SMALL_BOARD, path)
+    return path.read_text(encoding="utf-8")
 
 
 def verilog_ports(text: str, top: str = "shears") -> dict[str, tuple[str, int]]:
