@@ -35,15 +35,13 @@ from hwgen.arch.bundle import (
     BASE_SCRATCH,
     Bundle,
 )
+from hwgen.arch.package import IP_VLNV
 from hwgen.arch.registers import BY_NAME, WATCHDOG_DEFAULT_CYCLES
 
 LOG = logging.getLogger("shears.host")
 
 DEFAULT_BASE_ADDRESS = 0x43C0_0000
 """Where Vivado puts the first slave on a Zynq-7000's GP0."""
-
-IP_NAME = "shears"
-"""Name of the packaged IP: the third part of its VLNV in the overlay's ip_dict."""
 
 _ADDRESS_LIMIT = 1 << 32
 _BUSY = BY_NAME["STATUS"].layout.pack({"running": 1, "resetting": 1})
@@ -508,7 +506,10 @@ def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:
         if name not in ip_dict:
             raise DeviceNotFound(f"the overlay must hold {name!r}, not only {sorted(ip_dict)}")
         return int(ip_dict[name]["phys_addr"])
-    found = [key for key, entry in ip_dict.items() if f":{IP_NAME}:" in str(entry.get("type", ""))]
+    kind = IP_VLNV.rpartition(":")[0]
+    found = [
+        key for key, entry in ip_dict.items() if str(entry.get("type")).rpartition(":")[0] == kind
+    ]
     if len(found) != 1:
         raise DeviceNotFound(
             f"the overlay must hold one Shears accelerator, not {len(found)} {found} among "

@@ -12,6 +12,7 @@ import pytest
 
 import host
 from host.driver import DEFAULT_BASE_ADDRESS, find_base_address
+from hwgen.arch.package import IP_VLNV
 from hwgen.arch.registers import COUNTERS
 from tests.host.fake_device import FakeDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
@@ -204,7 +205,7 @@ def test_base_address_comes_from_the_overlay(weight, codes) -> None:
         device = FakeDevice(CONFIG, base_address=0x43C1_0000)
         ip_dict = {
             "ps7": {"type": "xilinx.com:ip:processing_system7:5.5"},
-            "a/shears_0": {"type": "shears:user:shears:1.0", "phys_addr": 0x43C1_0000},
+            "a/shears_0": {"type": IP_VLNV, "phys_addr": 0x43C1_0000},
         }
 
     with host.Accelerator(linear_bundle(weight), overlay=Overlay()) as accelerator:
@@ -214,7 +215,7 @@ def test_base_address_comes_from_the_overlay(weight, codes) -> None:
         find_base_address(Overlay.ip_dict, "b")
     with pytest.raises(host.DeviceNotFound, match="one Shears accelerator, not 0"):
         find_base_address({})
-    two = {**Overlay.ip_dict, "b": {"type": "shears:user:shears:1.0", "phys_addr": 0}}
+    two = {**Overlay.ip_dict, "b": {"type": IP_VLNV, "phys_addr": 0}}
     with pytest.raises(host.DeviceNotFound, match="not 2"):
         find_base_address(two)
 
