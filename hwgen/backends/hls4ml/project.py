@@ -32,7 +32,7 @@ from hwgen.ir import Graph, IRError, evaluate_integer, quantize_input, verify
 BackendName = Literal["Vitis", "Vivado", "VivadoAccelerator"]
 BACKENDS: tuple[BackendName, ...] = ("Vitis", "Vivado", "VivadoAccelerator")
 #: hls4ml versions that the tests have run with, and the first one that they have not.
-OLDEST, BEYOND = (1, 1), (1, 4)
+OLDEST, BEYOND = (1, 2), (1, 4)
 ACCELERATOR_BOARD = "pynq-z2"
 
 
