@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from hwgen.arch.files import replacing
 from hwgen.backends.hls4ml.lower import lower
 from hwgen.backends.hls4ml.refusal import AMARANTH, refusals
-from hwgen.backends.hls4ml.reuse import HlsEstimate, Target, choose
+from hwgen.backends.hls4ml.reuse import COPIED_DEPTH, HlsEstimate, Target, choose, copied
 from hwgen.backends.hls4ml.types import (
     Fixed,
     HlsError,
@@ -300,12 +300,22 @@ def _model(
         )
     _check(model, ops, estimate)
     for reader, depths in estimate.fifo_depth.items():
-        node = model.graph.get(reader) or model.graph[f"repack_{reader}"]
-        for read, depth in zip(node.inputs, depths, strict=True):
-            variable = model.get_layer_output_variable(read)
-            if isinstance(variable.pragma, tuple) and variable.pragma[0] == "stream":
-                variable.pragma = ("stream", depth)
+        for read, depth in zip(_node(model, reader).inputs, depths, strict=True):
+            _set_depth(model.get_layer_output_variable(read), depth)
+    for producer in copied(ops) if io_type == "io_stream" else ():
+        _set_depth(_node(model, producer).get_output_variable(), COPIED_DEPTH)
     return model
+
+
+def _node(model: Any, name: str) -> Any:
+    """Return hls4ml's node of a layer; it renames a Reshape that repacks a stream."""
+    return model.graph.get(name) or model.graph[f"repack_{name}"]
+
+
+def _set_depth(variable: Any, depth: int) -> None:
+    """Set a stream's depth, as hls4ml's own FIFO optimization does."""
+    if isinstance(variable.pragma, tuple) and variable.pragma[0] == "stream":
+        variable.pragma = ("stream", depth)
 
 
 def _layer_config(op: Op, estimate: HlsEstimate) -> dict[str, Any]:

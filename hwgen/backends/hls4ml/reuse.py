@@ -30,6 +30,8 @@ Target = Literal["latency", "resource"] | int
 PIXEL_OVERHEAD = 6
 #: Multipliers of one layer from which HLS' unrolling and partitioning fail or take hours.
 MAX_MULTIPLIERS = 4096
+#: Pixels in the FIFO before a stream is copied to several readers.
+COPIED_DEPTH = 2
 _RESOURCES = ("dsp", "bram36", "lut", "ff")
 
 
@@ -176,6 +178,10 @@ def estimate(ops: tuple[Op, ...], io_type: IoType, reuse: dict[str, int]) -> Hls
             op = by_name[name]
             blocks, tables, flops = _fifo(depth, op.types["result"].width * op.shape[-1])
             bram, lut, ff = bram + blocks, lut + tables, ff + flops
+    for name in copied(ops) if depths else ():
+        op = by_name[name]
+        blocks, tables, flops = _fifo(COPIED_DEPTH, op.types["result"].width * op.shape[-1])
+        bram, lut, ff = bram + blocks, lut + tables, ff + flops
     busy = [row.cycles for row in rows] or [0]
     if io_type == "io_stream":
         waits: dict[str, int] = {}
@@ -196,6 +202,12 @@ def estimate(ops: tuple[Op, ...], io_type: IoType, reuse: dict[str, int]) -> Hls
         strategy={op.name: _strategy(op.work) for op in ops if op.work is not None},
         fifo_depth=depths,
     )
+
+
+def copied(ops: tuple[Op, ...]) -> tuple[str, ...]:
+    """Return the layers whose results are read more than once."""
+    reads = [name for op in ops for name in op.inputs]
+    return tuple(op.name for op in ops if reads.count(op.name) > 1)
 
 
 def fifo_depths(ops: tuple[Op, ...]) -> dict[str, tuple[int, ...]]:
