@@ -621,80 +621,37 @@ def _hls_project(
 
 def _compare(arguments: argparse.Namespace) -> Report:
     """Put both back ends side by side for one network: cycles, resources, bits."""
-    import numpy as np
+    from hwgen.ir import quantize_input
+    from sim.compare import compare_backends
 
-    from hwgen.arch import GoldenRun, MemoryTiming, estimate
-    from hwgen.backends import program
-    from hwgen.boards import load_board
-    from hwgen.ir import evaluate_integer, quantize_input
-    from rtl.resource_model import predict_resources
-
-    board = load_board(arguments.board)
     graph, images, name = _quantized(arguments)
     project, images = _hls_project(arguments, graph, images, arguments.out)
-    bundle = program.emit(graph, board.config, name=name)
-    codes = quantize_input(graph, images)
-    expected = evaluate_integer(graph, codes)[graph.outputs[0]]
-    with _errors().status("g++ compiles hls4ml's model"):
-        project.compile()
-        equal = {"hls4ml": np.array_equal(project.predict(codes), expected)}
-    golden = GoldenRun(bundle)
-    ours = np.stack([golden.run(one)[0] for one in codes]).reshape(expected.shape)
-    equal["amaranth"] = np.array_equal(ours, expected)
-    if arguments.rtl:
-        import host
-        import sim
-
-        with sim.SimulatedBoard(bundle) as simulated:
-            with host.Accelerator(bundle, device=simulated) as accelerator:
-                rtl = np.stack([accelerator.run_int8(one) for one in codes])
-        rtl = rtl.reshape(expected.shape)
-        equal["amaranth"] = equal["amaranth"] and np.array_equal(rtl, expected)
-    predicted = predict_resources(board.config, board.family)
-    cycles = estimate(bundle, MemoryTiming(board.read_latency_cycles)).cycles
-    found = project.estimate
-    rows = {
-        "amaranth": {
-            "cycles": cycles,
-            "interval": cycles,
-            **{kind: getattr(predicted, kind) for kind in _KINDS},
-        },
-        "hls4ml": {
-            "cycles": found.cycles,
-            "interval": found.interval,
-            **{kind: getattr(found, kind) for kind in _KINDS},
-        },
-    }
-    against = "RTL and golden model" if arguments.rtl else "golden model"
+    with _errors().status("g++ compiles hls4ml's model, images run through both"):
+        codes = quantize_input(graph, images)
+        found = compare_backends(graph, project, codes, name, rtl=arguments.rtl)
+    board = project.board
+    sides = {"amaranth": found.amaranth, "hls4ml": found.hls4ml}
+    columns = ("cycles", "interval", *_KINDS)
     _table(
-        f"{name} on {board.name} at {board.accelerator_hz / 1e6:g} MHz: all numbers are estimates",
+        f"{name} on {board.name} at {board.accelerator_hz / 1e6:g} MHz: "
+        + ("estimates, but for the RTL's cycles" if arguments.rtl else "estimates"),
         ("back end", "bits equal", "cycles", "interval", "DSP", "BRAM36", "LUT", "FF"),
         [
-            (
-                key,
-                "yes" if equal[key] else "NO",
-                *(f"{row[c]:,g}" for c in ("cycles", "interval", *_KINDS)),
-            )
-            for key, row in rows.items()
+            (key, "yes" if side.equal else "NO", *(f"{getattr(side, c):,g}" for c in columns))
+            for key, side in sides.items()
         ],
+        words=2,
     )
+    against = "RTL and golden model" if arguments.rtl else "golden model"
     print(
-        f"{len(images)} images; amaranth: {against}, the accelerator as a whole, for any network "
-        f"(cycles within 1 % of the RTL's, resources as Yosys counts); hls4ml: its C++ model, "
-        f"{project.io_type} for {project.backend}, this network alone (nothing was synthesised)"
+        f"{len(images)} images. amaranth: {against}; the accelerator as a whole, for any network; "
+        f"resources as Yosys would count. hls4ml: its C++ model, {project.io_type}, "
+        f"{project.backend}; this network alone; nothing was synthesised"
     )
-    report = {
-        "what": "estimates of both back ends, not a vendor's report",
-        "run": arguments.command,
-        "network": name,
-        "board": board.key,
-        "images": len(images),
-        "equal": equal,
-        **rows,
-    }
-    if not all(equal.values()):
-        raise RuntimeError(f"bits differ from the quantized graph's: {equal}")
-    return report
+    if not found.equal:
+        wrong = [key for key, side in sides.items() if not side.equal]
+        raise RuntimeError(f"the bits of {', '.join(wrong)} differ from the quantized graph's")
+    return {"run": arguments.command, **found.to_dict()}
 
 
 def _resources(arguments: argparse.Namespace) -> Report:
