@@ -3,8 +3,8 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools check-test-tools setup demo test test-all lint format bench bench-accelerator bench-place \
-	bench-compression resources calibrate clean
+.PHONY: help check-tools check-test-tools setup demo test test-all lint format bench bench-accelerator bench-backends \
+	bench-place bench-compression resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
 PYTHON ?= $(firstword $(foreach name,python3 python3.12 python3.11 python3.10,$(shell \
@@ -61,11 +61,14 @@ format: setup  ## rewrite the code as lint wants it
 	@.venv/bin/ruff check -q --fix-only .
 	@.venv/bin/ruff format .
 
-bench: bench-accelerator bench-place bench-compression  ## every benchmark
+bench: bench-accelerator bench-backends bench-place bench-compression  ## every benchmark
 
 DATA ?=
 bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DATA=FOLDER of weights
 	@.venv/bin/python -m benchmarks.accelerator $(if $(DATA),--data $(DATA))
+
+bench-backends: setup  ## both back ends for the same networks, every bit compared; minutes
+	@.venv/bin/python -m benchmarks.backends
 
 # Without DATA, only what needs no other data than the bundled frames.
 bench-compression: setup  ## train, compress, compare; DATA=FOLDER of data; hours, goes on when stopped
