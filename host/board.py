@@ -13,17 +13,23 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from host.errors import (
     FAMILIES,
     AcceleratorTimeout,
+    BoardBusy,
     DeviceNotFound,
     DigestMismatch,
     RunStopped,
     WrongHardware,
 )
+from host.interrupts import InterruptLine
 from hwgen.arch import isa
 from hwgen.arch.bundle import Placement
 from hwgen.arch.isa import ISA_VERSION
@@ -44,6 +50,11 @@ _ALL_EVENTS = _LAYOUTS["IRQ_STATUS"].pack({"done": 1, "error": 1})
 _SPIN_POLLS = 256
 _SLEEP_FIRST_S = 20e-6
 _SLEEP_MOST_S = 1e-3
+
+# Where a run waits for its interrupt, STATUS is looked at this often all the same: an interrupt
+# that gets lost (another program on the UIO device, a wrong pin in the .hwh) costs this, no hang.
+CHECK_S = 0.05
+LOST_INTERRUPTS_MOST = 3
 
 # Programs use the first four base registers. The last holds a random mark of this process: if it
 # reads otherwise, another process or a new bitstream has been there and nothing is resident.
@@ -69,27 +80,90 @@ def import_pynq() -> Any:
         ) from error
 
 
+@dataclass
+class Waiting:
+    """How a run waits for its end, and how it went.
+
+    Attributes
+    ----------
+    line
+        The interrupt; None is polling.
+    fall_back
+        Whether to poll from then on when interrupts get lost.
+    lost
+        Runs on end that ended without their interrupt.
+    """
+
+    line: InterruptLine | None = None
+    fall_back: bool = True
+    lost: int = 0
+
+    @property
+    def how(self) -> str:
+        """What to call it in a record and in a message."""
+        return "polling" if self.line is None else f"interrupt {self.line.pin!r}"
+
+    def ended(self, by_interrupt: bool) -> None:
+        """Note how a run's end was found; give an interrupt up that never comes."""
+        if self.line is None:
+            return
+        self.lost = 0 if by_interrupt else self.lost + 1
+        if self.lost == 1:
+            LOG.warning("a run ended and %s did not come; STATUS told", self.how)
+        if self.lost >= LOST_INTERRUPTS_MOST and self.fall_back:
+            LOG.warning("%s did not come %d times; polling from here on", self.how, self.lost)
+            self.line = None
+
+
 class Board:
     """One accelerator at one base address of one device; get it with `board_at`.
 
     Attributes
     ----------
-    lock
-        Held by whoever talks to the accelerator; reentrant.
     resident
         Placement of the constants that are in SB and tap buffer now, by their digest.
     quarantine
         DMA buffers that may still be written because a soft reset did not finish; kept alive.
+    allocated
+        Name and bytes of DMA memory of each bundle loaded here, by its accelerator.
     """
 
     def __init__(self, device: Any, base_address: int) -> None:
         self.base_address = base_address
-        self.lock = threading.RLock()
+        self.allocated: WeakKeyDictionary[Any, tuple[str, int]] = WeakKeyDictionary()
+        self._lock = threading.RLock()
+        self._holder = ""
+        self._worker: ThreadPoolExecutor | None = None
         self.resident: dict[str, Placement] = {}
         self.quarantine: list[Any] = []
         self._mmio = import_pynq().MMIO(base_address, ADDRESS_SPACE_BYTES, device=device)
         self._mark = secrets.randbits(31) | 1
         self._written: dict[str, int] = {}
+
+    @contextmanager
+    def hold(self, timeout_s: float, what: str) -> Iterator[None]:
+        """Keep the board for this thread. A thread that holds it may hold it again.
+
+        Raises
+        ------
+        BoardBusy
+            When another thread has it for all of `timeout_s`.
+        """
+        if not self._lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+            raise BoardBusy(what, timeout_s, self._holder)
+        before, self._holder = self._holder, threading.current_thread().name
+        try:
+            yield
+        finally:
+            self._holder = before
+            self._lock.release()
+
+    def worker(self) -> ThreadPoolExecutor:
+        """Return the one thread in which this board's asynchronous runs take place, in order."""
+        with _boards_lock:
+            if self._worker is None:
+                self._worker = ThreadPoolExecutor(1, f"shears-{self.base_address:#x}")
+            return self._worker
 
     def read(self, name: str) -> int:
         """Read a register."""
@@ -163,14 +237,7 @@ class Board:
         if status["error"] or not status["idle"]:
             LOG.warning("the accelerator was left in STATUS %s; soft reset", status)
             if not self.soft_reset():
-                raise AcceleratorTimeout(
-                    "the soft reset before a run",
-                    RESET_TIMEOUT_S,
-                    self.read_fields("STATUS"),
-                    self.read_fields("ERROR"),
-                    self.counters(),
-                    recovered=False,
-                )
+                raise self._timeout("the soft reset before a run", RESET_TIMEOUT_S)
         self.quarantine.clear()
 
     def soft_reset(self) -> bool:
@@ -203,8 +270,11 @@ class Board:
         bases: Mapping[int, int],
         watchdog_cycles: int,
         timeout_s: float,
+        waiting: Waiting | None = None,
     ) -> None:
         """Run the program whose copy lies at DDR `address` to its END.
+
+        `waiting` is how to wait for it; by default, polling.
 
         Raises
         ------
@@ -216,21 +286,19 @@ class Board:
         self.write("PROGRAM_ADDRESS", address)
         self.write("PROGRAM_LENGTH", len(program) // isa.INSTRUCTION_BYTES)
         self.write("WATCHDOG", watchdog_cycles)
-        self.write("IRQ_ENABLE", 0)
+        waiting = Waiting() if waiting is None else waiting
+        self.write("IRQ_ENABLE", 0 if waiting.line is None else _ALL_EVENTS)
         for index, base in bases.items():
             self.write(f"BASE{index}", base)
         try:
             self._clear_events()
             self.command("start")
-            finished = self._wait(timeout_s)
+            finished = self._wait(timeout_s, waiting)
         except BaseException:  # KeyboardInterrupt too: nothing may go on writing to our buffers
             self.soft_reset()
             raise
         if not finished:
-            status, error = self.read_fields("STATUS"), self.read_fields("ERROR")
-            counters = self.counters()
-            recovered = self.soft_reset()
-            raise AcceleratorTimeout(what, timeout_s, status, error, counters, recovered)
+            raise self._timeout(what, timeout_s, program, waiting.how, self.soft_reset)
         if finished["error"]:
             error, instruction = self.read_fields("ERROR"), self.read("ERROR_INSTRUCTION")
             back = self.soft_reset()
@@ -250,21 +318,43 @@ class Board:
                 return
         raise WrongHardware("IRQ_STATUS must read 0 after clearing it; load the bitstream again")
 
-    def _wait(self, timeout_s: float) -> dict[str, int]:
-        """Poll STATUS until this run is done or stopped; returns it, or {} when time is up."""
+    def _timeout(
+        self,
+        what: str,
+        timeout_s: float,
+        program: bytes = b"",
+        how: str = "polling",
+        reset: Callable[[], bool] = lambda: False,
+    ) -> AcceleratorTimeout:
+        """Read what the accelerator is at, then reset it; returns the error to raise."""
+        status, error = self.read_fields("STATUS"), self.read_fields("ERROR")
+        instruction, counters = self.read("ERROR_INSTRUCTION"), self.counters()
+        return AcceleratorTimeout(
+            what, timeout_s, status, error, instruction, counters, program, reset(), how
+        )
+
+    def _wait(self, timeout_s: float, waiting: Waiting) -> dict[str, int]:
+        """Wait until this run is done or stopped; returns STATUS, or {} when time is up."""
         deadline = time.monotonic() + timeout_s
         polls = 0
+        came = False
         while True:
             # The clock first: a process that was suspended still looks once after the deadline.
-            late = time.monotonic() >= deadline
+            left = deadline - time.monotonic()
+            if waiting.line is not None and left > 0:
+                came = waiting.line.wait(min(left, CHECK_S))
             status = self.read_fields("STATUS")
             over = not status["running"] and (status["done"] or status["error"])
             if over and self.read("IRQ_STATUS"):
+                if waiting.line is not None:
+                    # It may have ended between the wait and the look: then it comes now.
+                    waiting.ended(came or waiting.line.wait(CHECK_S))
                 return status
-            if late:
+            if left <= 0:
                 return {}
             polls += 1
-            _pause(polls)
+            if waiting.line is None:
+                _pause(polls)
 
 
 def _pause(polls: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import logging
@@ -17,16 +18,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from host.board import Board, active_device, board_at, import_pynq
+from host.board import Board, Waiting, active_device, board_at, import_pynq
 from host.errors import (
     AcceleratorClosed,
     AcceleratorError,
     AllocationError,
     ChecksumError,
     DeviceNotFound,
+    InterruptUnavailable,
     RunStopped,
 )
-from host.overlay import open_overlay
+from host.interrupts import InterruptLine
 from hwgen.arch import isa, numerics
 from hwgen.arch.bundle import (
     BASE_CONSTANTS,
@@ -42,6 +44,9 @@ LOG = logging.getLogger("shears.host")
 
 DEFAULT_BASE_ADDRESS = 0x43C0_0000
 """Where Vivado puts the first slave on a Zynq-7000's GP0."""
+
+WAITS = ("auto", "interrupt", "poll")
+MEMORY_INFO = "/proc/meminfo"
 
 _ADDRESS_LIMIT = 1 << 32
 _BUSY = BY_NAME["STATUS"].layout.pack({"running": 1, "resetting": 1})
@@ -65,6 +70,8 @@ class RunRecord:
         1, or 2 when a transient error was retried.
     errors
         Messages of the attempts that failed.
+    waited
+        How the end was waited for: ``polling``, or the interrupt by its name.
     """
 
     counters: dict[str, int]
@@ -75,6 +82,7 @@ class RunRecord:
     total_seconds: float
     attempts: int
     errors: tuple[str, ...] = ()
+    waited: str = "polling"
 
     @property
     def cycles(self) -> int:
@@ -87,7 +95,7 @@ class Accelerator:
 
     Several accelerators may share a board: they take turns under one lock, and their constants
     stay resident side by side where their placements allow. All methods may be called from
-    several threads.
+    several threads; one that does not get the board within `timeout_s` raises BoardBusy.
 
     Parameters
     ----------
@@ -96,7 +104,8 @@ class Accelerator:
     device
         A pynq Device, a simulated board among them; None is the board this runs on.
     overlay
-        A `pynq.Overlay`, or the path of a bitstream to load; its ip_dict gives the base address.
+        A `pynq.Overlay`, or the path of a bitstream to load; its ip_dict gives the base address
+        and the interrupt.
     ip
         Name of the accelerator in the overlay, where it holds several.
     base_address
@@ -105,11 +114,19 @@ class Accelerator:
         Longest wait for one program. A hung machine stops itself much earlier (`watchdog_cycles`).
     watchdog_cycles
         Cycles without progress after which the hardware stops a run.
+    wait
+        How to wait for a run's end. ``poll`` reads STATUS: quickest for runs below a millisecond,
+        and one processor core is busy. ``interrupt`` sleeps until pynq's `Interrupt` comes.
+        ``auto`` takes the interrupt where the overlay has one that pynq can wait for, else polls.
+    interrupt_pin
+        Full name of the interrupt in the overlay; by default the one that the overlay tells.
 
     Raises
     ------
     TypeError, ValueError
         For arguments that make no sense.
+    InterruptUnavailable
+        With ``wait="interrupt"``, when there is none.
     DeviceNotFound, WrongHardware, DigestMismatch, AllocationError, RunStopped, AcceleratorTimeout
         See `host.errors`; nothing stays allocated.
     """
@@ -124,6 +141,8 @@ class Accelerator:
         base_address: int | None = None,
         timeout_s: float = 30.0,
         watchdog_cycles: int = WATCHDOG_DEFAULT_CYCLES,
+        wait: str = "auto",
+        interrupt_pin: str | None = None,
     ) -> None:
         if not isinstance(bundle, Bundle):
             raise TypeError(
@@ -133,18 +152,25 @@ class Accelerator:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s!r}")
         if not 0 <= watchdog_cycles < _ADDRESS_LIMIT:
             raise ValueError(f"watchdog_cycles must fit 32 bits, not {watchdog_cycles!r}")
+        if wait not in WAITS:
+            raise ValueError(f"wait must be one of {WAITS}, not {wait!r}")
         if overlay is not None:
             if isinstance(overlay, (str, os.PathLike)):
-                overlay = open_overlay(overlay, device)
+                # Only its ip_dict is read: it matters not which drivers pynq binds.
+                overlay = import_pynq().Overlay(os.fspath(overlay), device=device)
             device = overlay.device
             if base_address is None:
-                base_address = find_base_address(overlay.ip_dict, ip)
+                entry = find_ip(overlay.ip_dict, ip)
+                base_address = int(entry["phys_addr"])
+                interrupt_pin = interrupt_pin or pin_of(entry)
         self.bundle = bundle
         self.timeout_s = timeout_s
         self.watchdog_cycles = watchdog_cycles
         self._device = active_device() if device is None else device
         address = DEFAULT_BASE_ADDRESS if base_address is None else base_address
         self._board: Board = board_at(self._device, address)
+        self._wait, self._interrupt_pin = wait, interrupt_pin
+        self._waiting = Waiting()
         self._buffers: dict[str, Any] = {}
         self._last_run: RunRecord | None = None
         self._open = True
@@ -177,9 +203,10 @@ class Accelerator:
         RunStopped, AcceleratorTimeout
             When the setup program fails (after one retry, for transient errors).
         """
-        with self._board.lock:
+        with self._held("loading"):
             self._check_open()
             self._board.check_identity(self.bundle.config.digest())
+            self._waiting = self._choose_waiting()
             if not self._buffers:
                 self._allocate()
             self._copy_constants()
@@ -187,8 +214,39 @@ class Accelerator:
             self._attempt(self._ensure_setup)
 
     def locked(self) -> AbstractContextManager[Any]:
-        """Keep the board for this thread: ``with accelerator.locked(): ...``."""
-        return self._board.lock
+        """Keep the board for this thread: ``with accelerator.locked(): ...``.
+
+        Raises
+        ------
+        BoardBusy
+            When another thread keeps it for all of `timeout_s`.
+        """
+        return self._held("locking")
+
+    def _held(self, doing: str) -> AbstractContextManager[Any]:
+        return self._board.hold(self.timeout_s, f"{doing} {self.bundle.name!r}")
+
+    def _choose_waiting(self) -> Waiting:
+        """Open the interrupt, or poll, as `wait` says."""
+        if self._wait == "poll":
+            return Waiting()
+        try:
+            if self._interrupt_pin is None:
+                raise InterruptUnavailable(
+                    "no interrupt is known; give overlay= or load through overlay.accelerator, "
+                    "or use wait='poll'"
+                )
+            if active_device() is not self._device:  # pynq looks interrupts up there alone
+                raise InterruptUnavailable(
+                    "pynq takes interrupts of its active device alone, which this one is not; "
+                    "set pynq.Device.active_device, or use wait='poll'"
+                )
+            return Waiting(InterruptLine(self._interrupt_pin), fall_back=self._wait == "auto")
+        except (InterruptUnavailable, DeviceNotFound) as error:
+            if self._wait == "interrupt":
+                raise
+            LOG.info("%r is polled: %s", self.bundle.name, error)
+            return Waiting()
 
     def run(self, image: ArrayLike) -> NDArray[np.float32]:
         """Run one image through the network.
@@ -221,6 +279,15 @@ class Accelerator:
         started = time.perf_counter()
         codes = self._execute(self._quantize(image), started)[0]
         return self.bundle.dequantize_output(0, codes)
+
+    async def run_async(self, image: ArrayLike) -> NDArray[np.float32]:
+        """Run one image as `run` does, while the caller's event loop goes on.
+
+        Runs of a board take place one after the other, in a thread of the board's own. Cancelling
+        the task of one that has begun gives its result up; the run goes on to its end.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._board.worker(), self.run, image)
 
     def run_int8(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
         """Run int8 codes (H, W, C); returns the output's int8 codes, a copy. Raises as `run`.
@@ -259,10 +326,11 @@ class Accelerator:
 
     def close(self) -> None:
         """Free the DMA memory. Closing again does nothing."""
-        with self._board.lock:
+        with self._held("closing"):
             if not self._open:
                 return
             self._open = False
+            self._board.allocated.pop(self, None)
             buffers, self._buffers = self._buffers, {}
             if buffers and not self._stopped():
                 LOG.error(
@@ -330,10 +398,11 @@ class Accelerator:
         except Exception as error:
             asked = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
             self._free_all()
+            reason = str(error).rstrip(".") or type(error).__name__
             raise AllocationError(
                 f"no DMA memory for the {name} of {bundle.name!r}: {size} bytes refused "
-                f"({error or type(error).__name__}); it needs {sum(sizes.values())} bytes in all "
-                f"({asked}); close other accelerators, or enlarge the board's CMA"
+                f"({reason}); it needs {sum(sizes.values())} bytes in all ({asked}); "
+                f"{self._memory_state()}; close other accelerators, or enlarge the board's CMA"
             ) from error
         for name, buffer in self._buffers.items():
             address = int(buffer.device_address)
@@ -344,6 +413,15 @@ class Accelerator:
                     f"the {name} buffer of {bundle.name!r} must lie below 4 GiB at a multiple of "
                     f"{alignment} bytes, not at {address:#x}"
                 )
+
+        self._board.allocated[self] = (bundle.name, sum(sizes.values()))
+
+    def _memory_state(self) -> str:
+        """Say what DMA memory is free, where the kernel tells, and who has some here."""
+        held = [f"{name!r} {size}" for name, size in self._board.allocated.values()]
+        others = f"bundles loaded here hold {', '.join(held) or 'nothing'}"
+        free = cma_bytes()
+        return others if free is None else f"CMA has {free[0]} of {free[1]} bytes free; {others}"
 
     def _free_all(self) -> None:
         for buffer in self._buffers.values():
@@ -391,6 +469,7 @@ class Accelerator:
             bases,
             self.watchdog_cycles,
             self.timeout_s,
+            self._waiting,
         )
 
     def _ensure_setup(self) -> None:
@@ -429,7 +508,7 @@ class Accelerator:
         """Pack, run, unpack, and keep the record."""
         raw = self.bundle.pack_input(np.asarray(codes))
         pack_seconds = time.perf_counter() - started
-        with self._board.lock:
+        with self._held("running"):
             self._check_open()
             copying = time.perf_counter()
             self._buffers["input"][:] = raw
@@ -461,6 +540,7 @@ class Accelerator:
                 total_seconds=ended - started,
                 attempts=1 + len(errors),
                 errors=errors,
+                waited=self._waiting.how,
             )
             return outputs
 
@@ -495,7 +575,12 @@ def _code_lookup(bundle: Bundle) -> NDArray[np.int8] | None:
 
 
 def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:
-    """Return the base address of the Shears accelerator in an overlay's ip_dict.
+    """Return the base address of the Shears accelerator in an overlay; raises as `find_ip`."""
+    return int(find_ip(ip_dict, name)["phys_addr"])
+
+
+def find_ip(ip_dict: dict[str, Any], name: str | None = None) -> dict[str, Any]:
+    """Return the entry of the Shears accelerator in an overlay's ip_dict.
 
     Raises
     ------
@@ -505,7 +590,7 @@ def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:
     if name is not None:
         if name not in ip_dict:
             raise DeviceNotFound(f"the overlay must hold {name!r}, not only {sorted(ip_dict)}")
-        return int(ip_dict[name]["phys_addr"])
+        return ip_dict[name]
     kind = IP_VLNV.rpartition(":")[0]
     found = [
         key for key, entry in ip_dict.items() if str(entry.get("type")).rpartition(":")[0] == kind
@@ -515,4 +600,24 @@ def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:
             f"the overlay must hold one Shears accelerator, not {len(found)} {found} among "
             f"{sorted(ip_dict)}; name it with ip=, or pass base_address="
         )
-    return int(ip_dict[found[0]]["phys_addr"])
+    return ip_dict[found[0]]
+
+
+def pin_of(entry: dict[str, Any]) -> str | None:
+    """Return the full name of an IP's interrupt; None where the overlay does not connect it."""
+    pins = entry.get("interrupts", {})
+    return str(pins["irq"]["fullpath"]) if "irq" in pins else None
+
+
+def cma_bytes() -> tuple[int, int] | None:
+    """Return how many bytes of the kernel's contiguous memory are free, and how many there are.
+
+    None where it has none or does not tell, as on a PC.
+    """
+    try:
+        with open(MEMORY_INFO, encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+        free, total = (int(lines[name].split()[0]) << 10 for name in ("CmaFree", "CmaTotal"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+    return (free, total) if total else None

@@ -9,6 +9,8 @@
         DigestMismatch    it was built for another configuration
       AllocationError     no DMA memory for the bundle
       AcceleratorClosed   used after close()
+      BoardBusy           another thread keeps the board
+      InterruptUnavailable  wait='interrupt', and pynq gives none
       AcceleratorTimeout  neither END nor an error in time
       RunStopped          the hardware stopped the run and says why
         BusError          SLVERR, DECERR          (transient: tried once more)
@@ -60,6 +62,27 @@ class AcceleratorClosed(AcceleratorError):
     """The accelerator was used after close()."""
 
 
+class BoardBusy(AcceleratorError):
+    """Another thread of this process keeps the board.
+
+    Attributes
+    ----------
+    holder
+        Name of that thread.
+    """
+
+    def __init__(self, what: str, seconds: float, holder: str) -> None:
+        self.holder = holder
+        super().__init__(
+            f"{what} must get the board within {seconds:g} s, but thread {holder!r} keeps it; wait "
+            "for its run, leave its `with accelerator.locked()`, or give a larger timeout_s"
+        )
+
+
+class InterruptUnavailable(AcceleratorError):
+    """A run is to wait for an interrupt, and there is none that pynq can take."""
+
+
 class AcceleratorTimeout(AcceleratorError):
     """A run neither ended nor stopped in time.
 
@@ -69,10 +92,17 @@ class AcceleratorTimeout(AcceleratorError):
         Fields of STATUS when time was up.
     code, queue
         Fields of ERROR then.
+    instruction
+        Index of the faulting instruction where there is an error code, else of the last one that
+        was dispatched; None when none was.
+    text
+        That instruction, disassembled from the bundle.
     counters
         Every counter register then, by name; INSTRUCTIONS is how far the dispatcher came.
     recovered
         Whether the soft reset afterwards finished. If not, load the bitstream again.
+    how
+        How the run's end was waited for.
     """
 
     def __init__(
@@ -81,11 +111,24 @@ class AcceleratorTimeout(AcceleratorError):
         seconds: float,
         status: dict[str, int],
         error: dict[str, int],
+        instruction: int,
         counters: dict[str, int],
+        program: bytes,
         recovered: bool,
+        how: str,
     ) -> None:
-        self.status, self.counters, self.recovered = status, counters, recovered
+        self.status, self.counters, self.recovered, self.how = status, counters, recovered, how
         self.code, self.queue = error["code"], error["queue"]
+        dispatched = counters["INSTRUCTIONS"]
+        self.instruction = instruction if self.code else dispatched - 1 if dispatched else None
+        if self.instruction is None:
+            self.text = "none was dispatched: is the program's address right, does the bus answer?"
+            where = f"instruction: {self.text}"
+        else:
+            known = bool(program)
+            self.text = instruction_text(program, self.instruction) if known else "of another run"
+            which = "faulting" if self.code else "last dispatched"
+            where = f"{which} instruction {self.instruction} [{self.text}]"
         bits = ", ".join(name for name, value in status.items() if value) or "none set"
         counts = ", ".join(f"{name}={value}" for name, value in counters.items())
         after = (
@@ -94,8 +137,8 @@ class AcceleratorTimeout(AcceleratorError):
             else "a soft reset did not finish either; load the bitstream again"
         )
         super().__init__(
-            f"{what} did not end within {seconds:g} s: STATUS {bits}; ERROR code {self.code}, "
-            f"queue {QUEUE_NAMES[self.queue]}; {counts}; {after}"
+            f"{what} did not end within {seconds:g} s ({how}): STATUS {bits}; ERROR code "
+            f"{self.code}, queue {QUEUE_NAMES[self.queue]}; {where}; {counts}; {after}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pynq import DefaultIP
 
-from host.driver import Accelerator
+from host.driver import Accelerator, pin_of
 from hwgen.arch.bundle import Bundle
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.package import IP_VLNV, config_of
@@ -35,17 +35,17 @@ class AcceleratorIP(DefaultIP):
         The IP's parameters, as the overlay's .hwh file has them.
     interrupt_pin
         Name of the interrupt for `pynq.Interrupt`; None where the overlay does not connect it.
+        `load` hands it on, so that runs wait for it.
     """
 
     bindto = [IP_VLNV]
 
     def __init__(self, description: dict[str, Any]) -> None:
-        pins = description.get("interrupts", {})
         # pynq would look the pins up in its active device, which need not be this one, and open
-        # a UIO device for each, which only one process may.
+        # a UIO device for each in whatever event loop runs now. `host.interrupts` does it later.
         super().__init__({**description, "interrupts": {}})
         self.parameters: dict[str, str] = dict(description["parameters"])
-        self.interrupt_pin: str | None = pins["irq"]["fullpath"] if "irq" in pins else None
+        self.interrupt_pin: str | None = pin_of(description)
 
     @property
     def config(self) -> AcceleratorConfig:
@@ -60,4 +60,5 @@ class AcceleratorIP(DefaultIP):
 
     def load(self, bundle: Bundle, **options: Any) -> Accelerator:
         """Load a bundle onto this accelerator; options and errors as of `host.Accelerator`."""
-        return Accelerator(bundle, self.device, base_address=self.mmio.base_addr, **options)
+        place = {"base_address": self.mmio.base_addr, "interrupt_pin": self.interrupt_pin}
+        return Accelerator(bundle, self.device, **{**place, **options})

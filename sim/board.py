@@ -3,13 +3,16 @@
 
 The installed package's own `pynq.MMIO` and `pynq.allocate` work on it, so the driver that runs
 here is the driver that runs on the board. Time passes only while somebody looks: a register access
-takes its bus cycles, and reading STATUS of a busy machine lets it work for a while first.
+takes its bus cycles, reading STATUS of a busy machine lets it work for a while first, and it works
+on while somebody waits for its interrupt (`sim.interrupts`).
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -24,6 +27,7 @@ from hwgen.arch.bundle import Bundle
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.registers import ADDRESS_SPACE_BYTES, BY_NAME
 from sim.harness import DDR_BASE, DDR_BYTES, BusCounts, Harness, SimulationError
+from sim.interrupts import Interrupts
 
 REGISTER_BASE = 0x43C0_0000
 """Where Vivado puts the first slave on a Zynq-7000's GP0."""
@@ -140,6 +144,7 @@ class SimulatedBoard(Device):
         self._buffers: dict[int, _BufferObject] = {}
         self._busy_seconds = 0.0
         self._slcr = dict(_SLCR_RESET)
+        self._interrupts = Interrupts(lambda: self.harness.irq, self._work, self._lock)
         self.harness = Harness(
             config,
             memory_base=memory_base,
@@ -158,7 +163,8 @@ class SimulatedBoard(Device):
     def read_registers(self, address: int, length: int) -> bytes:
         """Read `length` bytes, a multiple of 4, from the accelerator's registers.
 
-        The processing system's clock registers are there too, and hold what is written to them.
+        The processing system's clock registers are there too, and hold what is written to them;
+        and those of an overlay's interrupt controllers.
 
         Raises
         ------
@@ -167,6 +173,9 @@ class SimulatedBoard(Device):
         """
         if _SLCR_BASE <= address < _SLCR_BASE + _SLCR_BYTES:
             return self._slcr.get(address - _SLCR_BASE, 0).to_bytes(4, "little")[:length]
+        with self._lock:
+            if found := self._interrupts.controller_at(address):
+                return found[0].read(found[1]).to_bytes(4, "little")[:length]
         words = [self._read(self._offset(address + i)) for i in range(0, length, 4)]
         return b"".join(word.to_bytes(4, "little") for word in words)[:length]
 
@@ -178,11 +187,15 @@ class SimulatedBoard(Device):
             self._slcr[address - _SLCR_BASE] = int.from_bytes(data[:4], "little")
             return
         with self._lock:
+            if found := self._interrupts.controller_at(address):
+                found[0].write(found[1], int.from_bytes(data[:4], "little"))
+                return
             started = time.perf_counter()
             for i in range(0, len(data), 4):
                 value = int.from_bytes(data[i : i + 4], "little")
                 self.harness.write_register(self._offset(address + i), value)
             self._busy_seconds += time.perf_counter() - started
+        self._interrupts.notify()
 
     def _read(self, offset: int) -> int:
         with self._lock:
@@ -191,14 +204,29 @@ class SimulatedBoard(Device):
             if offset == _STATUS.offset:
                 status = _STATUS.layout.unpack(value)
                 if status["running"] or status["resetting"]:
-                    # An interrupt that is high already must not stop the clock for a poller.
-                    if self.harness.irq:
-                        self.harness.run(self.cycles_per_poll)
-                    else:
-                        self.harness.run_until_irq(self.cycles_per_poll)
+                    self._let_pass()
                     value = self.harness.read_register(offset)
             self._busy_seconds += time.perf_counter() - started
             return value
+
+    def _let_pass(self) -> None:
+        """Let `cycles_per_poll` pass, or less, up to the interrupt."""
+        # An interrupt that is high already must not stop the clock for a poller.
+        if self.harness.irq:
+            self.harness.run(self.cycles_per_poll)
+        else:
+            self.harness.run_until_irq(self.cycles_per_poll)
+
+    def _work(self) -> bool:
+        """Let a busy machine work for a while; returns whether it was busy."""
+        if self.harness.irq:
+            return False  # who waits for it is told at once
+        started = time.perf_counter()
+        status = _STATUS.layout.unpack(self.harness.read_register(_STATUS.offset))
+        if status["running"]:
+            self._let_pass()
+        self._busy_seconds += time.perf_counter() - started
+        return bool(status["running"])
 
     def _offset(self, address: int) -> int:
         offset = address - self.register_base
@@ -376,7 +404,30 @@ class SimulatedBoard(Device):
         from pynqmetadata.frontends import Metadata
         from pynqmetadata.views.runtime import RuntimeMetadataParser
 
-        return RuntimeMetadataParser(Metadata(input=get_hwh_name(bitfile_name)))
+        parser = RuntimeMetadataParser(Metadata(input=get_hwh_name(bitfile_name)))
+        with self._lock:
+            self._interrupts.configure(parser)
+        if getattr(Device, "_active_device", None) is self:
+            self._interrupts.connect()
+        return parser
+
+    @contextmanager
+    def as_active(self) -> Iterator[SimulatedBoard]:
+        """Make this pynq's active device, the one that it takes interrupts of; restore at the end.
+
+        On a board there is one device, and it is the active one.
+        """
+        before = getattr(Device, "_active_device", None)
+        Device.active_device = self
+        self._interrupts.connect()
+        try:
+            yield self
+        finally:
+            self._interrupts.disconnect()
+            if before is None:
+                del Device._active_device
+            else:
+                Device.active_device = before
 
     def download(self, bitstream: Any, parser: Any = None) -> None:
         """Load a bitstream: the machine comes out of reset as after configuration."""
@@ -394,6 +445,7 @@ class SimulatedBoard(Device):
 
     def close(self) -> None:
         """End the simulation; a second time does nothing. Buffers keep what the CPU saw."""
+        self._interrupts.close()
         with self._lock:
             self.harness.close()
 

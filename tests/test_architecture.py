@@ -51,6 +51,24 @@ def loaded_by(module: str) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
 
 
+def test_the_host_room_has_no_circles() -> None:
+    """Of its modules none imports itself through others, late imports by name included."""
+    files = {f"host.{path.stem}": path for path in (ROOT / "host").glob("[!_]*.py")}
+    arrows: dict[str, set[str]] = {}
+    for name, path in files.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        modules = {".".join(imported.split(".")[:2]) for imported in imports_of(path)}
+        arrows[name] = (modules | texts) & set(files) - {name}
+    assert "host.driver" in arrows["host.ip"] and "host.ip" in arrows["host.overlay"]
+    left = dict(arrows)
+    while left:
+        free = [name for name, needs in left.items() if not needs & set(left)]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
 def test_import_linter_contracts_hold() -> None:
     run = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],

@@ -193,6 +193,58 @@ def test_no_memory_names_what_was_asked(weight) -> None:
     assert not device.allocated
 
 
+def test_no_memory_names_what_is_free(weight, tmp_path, monkeypatch) -> None:
+    device = FakeDevice(CONFIG, ddr_bytes=8 * 4096)
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nCmaTotal: 131072 kB\nCmaFree: 96 kB\n")
+    monkeypatch.setattr("host.driver.MEMORY_INFO", str(tmp_path / "meminfo"))
+    with host.Accelerator(linear_bundle(weight, "first"), device) as first:
+        size = sum(buffer.nbytes for buffer in first._buffers.values())
+        with pytest.raises(host.AllocationError) as caught:
+            host.Accelerator(linear_bundle(weight, "second"), device)
+        text = str(caught.value)
+        assert "CMA has 98304 of 134217728 bytes free" in text
+        assert f"bundles loaded here hold 'first' {size}" in text and f"needs {size} bytes" in text
+    monkeypatch.setattr("host.driver.MEMORY_INFO", str(tmp_path / "none"))
+    small = FakeDevice(CONFIG, ddr_bytes=4096)
+    with pytest.raises(host.AllocationError, match="in all .*; bundles loaded here hold nothing;"):
+        host.Accelerator(linear_bundle(weight), small)
+
+
+def test_every_buffer_is_freed_once(weight, codes, monkeypatch) -> None:
+    """However many are allocated before something goes wrong."""
+    device = FakeDevice(CONFIG)
+    made, freed = [], []
+    allocate, give_back = device.allocate, device.return_pointer
+
+    def counted(*arguments, **options):
+        if len(made) == limit:
+            raise RuntimeError("Failed to allocate")
+        made.append(None)
+        return allocate(*arguments, **options)
+
+    def returned(pointer) -> None:
+        freed.append(pointer)
+        give_back(pointer)
+
+    monkeypatch.setattr(device, "allocate", counted)
+    monkeypatch.setattr(device, "return_pointer", returned)
+    limit = -1
+    with host.Accelerator(linear_bundle(weight), device) as accelerator:
+        needed = len(made)
+        for _ in range(20):
+            accelerator.run_int8(codes)
+        accelerator.load()
+        assert len(made) == needed == len(accelerator._buffers) and not freed
+    assert len(freed) == needed and not device.allocated
+    for limit in range(needed):
+        made.clear()
+        freed.clear()
+        with pytest.raises(host.AllocationError):
+            host.Accelerator(linear_bundle(weight), device)
+        gc.collect()
+        assert len(made) == limit == len(freed) and not device.allocated
+
+
 def test_memory_out_of_reach_is_refused(weight, device, monkeypatch) -> None:
     monkeypatch.setattr("tests.host.fake_device.DDR_BASE", (1 << 32) - 4096)
     with pytest.raises(host.AllocationError, match="below 4 GiB"):

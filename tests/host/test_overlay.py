@@ -116,6 +116,30 @@ def test_overlay_binds_the_driver_and_runs_a_network(
         assert board.allocated_bytes == 0
 
 
+def test_runs_wait_for_the_interrupt_of_the_overlay(
+    bit: Path, bundle: Bundle, rng: np.random.Generator
+) -> None:
+    """Pynq's own Interrupt, by the pin and the controller that the .hwh names."""
+    with sim.SimulatedBoard(bundle) as board, board.as_active():
+        overlay = host.open_overlay(bit)
+        golden = GoldenRun(bundle)
+        with overlay.accelerator.load(bundle, wait="interrupt") as accelerator:
+            for _ in range(2):
+                codes = codes_for(bundle, rng)
+                pairs = zip(accelerator.run_outputs_int8(codes), golden.run(codes), strict=True)
+                assert all(np.array_equal(found, right) for found, right in pairs)
+                assert accelerator.last_run.waited == "interrupt 'accelerator/irq'"
+            overlay.download()  # the machine forgets everything, pynq makes new controllers
+            accelerator.load()
+            found = accelerator.run_outputs_int8(codes)
+            pairs = zip(found, golden.run(codes), strict=True)
+            assert all(np.array_equal(found, right) for found, right in pairs)
+            assert accelerator._waiting.line.interrupts >= 1
+        with host.Accelerator(bundle, overlay=bit) as accelerator:
+            accelerator.run_outputs_int8(codes)
+            assert accelerator.last_run.waited == "interrupt 'accelerator/irq'"
+
+
 def test_accelerator_takes_the_bitstreams_path(
     bit: Path, bundle: Bundle, rng: np.random.Generator
 ) -> None:
