@@ -319,6 +319,8 @@ def with_box_head(model: ResNet, side: int, cells: int = 4) -> ResNet:
     window = max(1, height // cells)
     model.pool = nn.AvgPool2d(window) if window > 1 else nn.Identity()
     model.linear = _box_layer(channels * (height // window) * (width // window)).to(device)
+    with torch.no_grad():
+        model.linear.weight.mul_(0.01)  # nearly a fixed box: at first the trunk is left in peace
     return model.train(training)
 
 
