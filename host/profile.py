@@ -57,7 +57,7 @@ def profile(accelerator: Accelerator, image: ArrayLike) -> Profile:
             counters = counters or run.counters
             cycles.append(run.cycles)
             last = min(first + bundle.config.trace_entries, len(program))
-            found |= _window(board, program, first, last)
+            found |= read_window(board, program, first, last)
     records = [
         TraceRecord(
             index=index,
@@ -98,7 +98,7 @@ def layer_of(layers: Sequence[LayerRecord], index: int) -> str | None:
     return min(around, key=lambda r: r.last_instruction - r.first_instruction).name
 
 
-def _window(
+def read_window(
     board: Board, program: Sequence[tuple[Opcode, dict[str, int]]], first: int, last: int
 ) -> dict[int, dict[str, int]]:
     """Read the records of instructions `first` to `last` - 1, by index; all must be there."""

@@ -131,8 +131,9 @@ class FakeDevice(MemoryDevice):
             self._advance()
             return struct.pack("<I", BY_NAME[name].layout.pack(self.status))
         if name.startswith("TRACE_DATA"):
-            word = self.trace[self.registers["TRACE_INDEX"]] >> WORD_BITS * int(name[-1])
-            return struct.pack("<I", word & 0xFFFFFFFF)
+            index = self.registers["TRACE_INDEX"]
+            record = self.trace[index] if index < len(self.trace) else 0
+            return struct.pack("<I", record >> WORD_BITS * int(name[-1]) & 0xFFFFFFFF)
         return struct.pack("<I", self.registers[name])
 
     def write_registers(self, address: int, data: bytes) -> None:
