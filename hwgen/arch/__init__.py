@@ -6,6 +6,7 @@ from hwgen.arch.cascade import CascadeOutcome, CascadeRule, run_rule
 from hwgen.arch.cascade_bundle import CascadeBundle
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.estimate import Estimate, MemoryTiming, estimate
+from hwgen.arch.hls_bundle import HlsBundle, StreamTensor
 from hwgen.arch.interpreter import GoldenRun, Interpreter, MachineError
 from hwgen.arch.trace import Profile, TraceRecord
 
@@ -18,12 +19,14 @@ __all__ = [
     "CascadeRule",
     "Estimate",
     "GoldenRun",
+    "HlsBundle",
     "Interpreter",
     "LayerRecord",
     "MachineError",
     "MemoryTiming",
     "Placement",
     "Profile",
+    "StreamTensor",
     "TensorPlacement",
     "TraceRecord",
     "estimate",

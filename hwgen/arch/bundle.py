@@ -144,45 +144,13 @@ class LayerRecord:
         return self.macs - self.padding_macs
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A compiled network for one machine configuration. See the module's docstring.
-
-    The program runs `batch` images at once. Input and output codes have a leading axis of that
-    length where it is above 1.
-    """
+class ImageInput:
+    """What a deployed network of any back end does to an image before it runs."""
 
     name: str
-    config: AcceleratorConfig
-    placement: Placement
-    setup: bytes
-    program: bytes
-    constants: bytes
-    input: TensorPlacement
-    outputs: tuple[TensorPlacement, ...]
-    output_bytes: int
-    scratch_bytes: int
-    layers: tuple[LayerRecord, ...]
-    batch: int = 1
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    labels: tuple[str, ...] | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one image, as papers count them."""
-        return sum(layer.macs for layer in self.layers)
-
-    @property
-    def padding_macs(self) -> int:
-        """Those of `macs` that see padding above or below; the machine may leave them out."""
-        return sum(layer.padding_macs for layer in self.layers)
-
-    @property
-    def input_bytes(self) -> int:
-        """Size of the input region in DDR."""
-        return self.batch * self.input.size_bytes
+    input: Any
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
 
     def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn a uint8 (H, W, C) picture into the model's float32 (C, H, W) input.
@@ -226,6 +194,47 @@ class Bundle:
             raise ValueError("an image must be finite; it holds NaN or infinity")
         codes = numerics.quantize(x, self.input.scale, self.input.zero_point)
         return np.ascontiguousarray(codes.transpose(1, 2, 0))
+
+
+@dataclass(frozen=True)
+class Bundle(ImageInput):
+    """A compiled network for one machine configuration. See the module's docstring.
+
+    The program runs `batch` images at once. Input and output codes have a leading axis of that
+    length where it is above 1.
+    """
+
+    name: str
+    config: AcceleratorConfig
+    placement: Placement
+    setup: bytes
+    program: bytes
+    constants: bytes
+    input: TensorPlacement
+    outputs: tuple[TensorPlacement, ...]
+    output_bytes: int
+    scratch_bytes: int
+    layers: tuple[LayerRecord, ...]
+    batch: int = 1
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image, as papers count them."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def padding_macs(self) -> int:
+        """Those of `macs` that see padding above or below; the machine may leave them out."""
+        return sum(layer.padding_macs for layer in self.layers)
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the input region in DDR."""
+        return self.batch * self.input.size_bytes
 
     def pack_input(self, codes: NDArray[np.int8]) -> NDArray[np.uint8]:
         """Lay int8 codes (H, W, C), or (batch, H, W, C), out as the input region's bytes."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hwgen.arch.files import replacing
+from hwgen.arch.hls_bundle import HlsBundle, StreamTensor
 from hwgen.backends.hls4ml.lower import lower
-from hwgen.backends.hls4ml.refusal import AMARANTH, refusals
+from hwgen.backends.hls4ml.refusal import AMARANTH, log2_scale, refusals
 from hwgen.backends.hls4ml.reuse import COPIED_DEPTH, HlsEstimate, Target, choose, copied
 from hwgen.backends.hls4ml.types import (
     Fixed,
@@ -34,6 +35,8 @@ BACKENDS: tuple[BackendName, ...] = ("Vitis", "Vivado", "VivadoAccelerator")
 #: hls4ml versions that the tests have run with, and the first one that they have not.
 OLDEST, BEYOND = (1, 2), (1, 4)
 ACCELERATOR_BOARD = "pynq-z2"
+#: File in the project's folder, and how many test images it has.
+BUNDLE, CHECK_IMAGES = "bundle.json", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ class HlsProject:
     model: Any
 
     def write(self, vectors: ArrayLike | None = None) -> None:
-        """Write the project: C++, weights, Tcl.
+        """Write the project: C++, weights, Tcl; for VivadoAccelerator also the board's bundle.
 
         `vectors`, images as `predict` takes them, become the input of the test bench that the
         vendor's tool runs, with the integer graph's results beside them.
@@ -81,6 +84,67 @@ class HlsProject:
                 self.model.config.config[key] = str(path)
         with _quiet():
             self.model.write()
+        if self.backend == "VivadoAccelerator":
+            self.save_bundle()
+
+    def save_bundle(
+        self,
+        file: str | Path | None = None,
+        *,
+        preprocess: tuple[Sequence[float], Sequence[float]] | None = None,
+        labels: Sequence[str] | None = None,
+        images: int = CHECK_IMAGES,
+        seed: int = 0,
+    ) -> Path:
+        """Write what `host.Hls4mlAccelerator` needs beside the bitstream, and return where.
+
+        Parameters
+        ----------
+        file
+            ``bundle.json`` in the project's folder if not given.
+        preprocess
+            mean and std of each channel; the board then takes uint8 pictures too.
+        labels
+            Of the output's channels.
+        images, seed
+            Random test images that go into it with the quantized graph's results.
+
+        Raises
+        ------
+        HlsError
+            For another hls4ml back end, whose projects have no DMA around them.
+        ValueError
+            For preprocessing or labels that do not fit the network.
+        """
+        if self.backend != "VivadoAccelerator":
+            raise HlsError(
+                f"backend {self.backend} makes an IP without a DMA, which the host's driver cannot "
+                "reach; try backend='VivadoAccelerator'"
+            )
+        mean, std = (None, None) if preprocess is None else preprocess
+        first, last = self.graph[self.graph.inputs[0]], self.graph[self.graph.outputs[0]]
+        channels, height, width = first.type.shape
+        shape = (images, height, width, channels)
+        codes = np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
+        bundle = HlsBundle(
+            name=self.model.config.get_project_name(),
+            board=self.board.key,
+            io_type=self.io_type,
+            input=StreamTensor(first.name, first.type.shape, self._exponents[0]),
+            output=StreamTensor(
+                last.name, last.type.shape, self._exponents[1], last.type.shape[1:] == (1, 1)
+            ),
+            layers=len(self.ops),
+            cycles=self.estimate.cycles,
+            interval=self.estimate.interval,
+            check_input=codes,
+            check_output=evaluate_integer(self.graph, codes)[last.name],
+            mean=None if mean is None else tuple(float(v) for v in mean),
+            std=None if std is None else tuple(float(v) for v in std),
+            labels=None if labels is None else tuple(labels),
+            metadata={"hls4ml": hls4ml_version()},
+        )
+        return bundle.save(self.folder / BUNDLE if file is None else file)
 
     def compile(self, vectors: ArrayLike | None = None) -> None:
         """Write the project and compile its C++ model with g++.
@@ -146,10 +210,14 @@ class HlsProject:
     @property
     def _scales(self) -> tuple[float, float]:
         """Of the input's and the output's codes."""
-        first = self.graph[self.graph.inputs[0]].type.quant
-        last = self.graph[self.graph.outputs[0]].type.quant
-        assert first is not None and last is not None, "a quantized graph has codes"
-        return first.scale, last.scale
+        first, last = self._exponents
+        return 2.0**first, 2.0**last
+
+    @property
+    def _exponents(self) -> tuple[int, int]:
+        """Of the input's and the output's scales, powers of two."""
+        graph = self.graph
+        return log2_scale(graph[graph.inputs[0]]), log2_scale(graph[graph.outputs[0]])
 
     def _codes(self, images: ArrayLike) -> NDArray[np.int8]:
         array = np.asarray(images)
