@@ -553,7 +553,7 @@ def main(argv: Sequence[str] | None = None, device: Any = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it")
     arguments = parser.parse_args(argv)
     try:
-        result = run_command(arguments, device, quiet=arguments.json == "-")
+        result = run_and_print(selftest_of(arguments, device), quiet=arguments.json == "-")
     except (ValueError, OSError, RuntimeError) as error:
         print(f"selftest: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -576,13 +576,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_command(
-    arguments: argparse.Namespace, device: Any = None, quiet: bool = False
-) -> dict[str, Any]:
-    """Do what the options say, print each line when it is known, and return the report."""
+def selftest_of(arguments: argparse.Namespace, device: Any = None) -> SelfTest:
+    """Make the self test that the options ask for; raises as `make_selftest`."""
     where = (arguments.overlay, arguments.ip, arguments.bundle, arguments.base_address)
-    options = {"seed": arguments.seed, "timeout_s": arguments.timeout}
-    test = make_selftest(device, *where, **options)
+    return make_selftest(device, *where, seed=arguments.seed, timeout_s=arguments.timeout)
+
+
+def run_and_print(test: SelfTest, quiet: bool = False) -> dict[str, Any]:
+    """Run a self test, print each line when it is known, and return the report."""
     checks = test.run(None if quiet else lambda check: print(check, flush=True))
     result = report(test, checks)
     if not quiet:

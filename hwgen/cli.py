@@ -186,6 +186,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--any-version", action="store_true", help="go on with an untried Vivado")
     sub.add_argument("--write-only", action="store_true", help="write the files, run no Vivado")
 
+    sub = verb("selftest", _selftest)
+    sub.add_argument("--overlay", metavar="FILE.bit", help="test this board, with this bitstream")
+    sub.add_argument("--ip", help="name of the accelerator, where the overlay holds several")
+    sub.add_argument("--bundle", type=Path, help="simulate this bundle's configuration")
+    sub.add_argument("--board", default="pynq-z2", help="board whose configuration to simulate")
+    sub.add_argument("--seed", type=int, default=0, help="of all test data")
+    sub.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for one program")
+
+    sub = verb("package", _package)
+    sub.add_argument("bundles", type=Path, nargs="*", metavar="BUNDLE", help="folder or cascade")
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
+    sub.add_argument(
+        "--bitstream", type=Path, metavar="DIR", help="folder of .bit and .hwh; build/BOARD"
+    )
+    sub.add_argument("--notebooks", type=Path, metavar="DIR", help="folder; notebooks")
+    sub.add_argument("--out", type=Path, metavar="FILE.tar.gz", help="build/shears-BOARD.tar.gz")
+
     sub = verb("explore", _explore)
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument(
@@ -829,6 +846,66 @@ def _build(arguments: argparse.Namespace) -> Report:
         f"{overlay.bit} and {overlay.hwh}"
     )
     return {**report, **asdict(overlay), "bit": str(overlay.bit), "hwh": str(overlay.hwh)}
+
+
+def _selftest(arguments: argparse.Namespace) -> Report:
+    """Test an accelerator line by line: this board's with --overlay, else a simulated one."""
+    from host.selftest import FAIL, SelfTest, make_selftest, run_and_print
+
+    how = {"seed": arguments.seed, "timeout_s": arguments.timeout}
+    if arguments.overlay:
+        where = (arguments.overlay, arguments.ip, arguments.bundle, None)
+        report = run_and_print(make_selftest(None, *where, **how))
+    else:
+        import sim
+        from hwgen.arch import Bundle
+        from hwgen.boards import load_board
+
+        board = load_board(arguments.board)
+        config = Bundle.load(arguments.bundle).config if arguments.bundle else board.config
+        with sim.SimulatedBoard(
+            config,
+            memory_latency_cycles=board.read_latency_cycles,
+            clock_hz=board.accelerator_hz,
+            register_base=board.register_address,
+        ) as simulated:
+            report = run_and_print(
+                SelfTest(config, simulated, base_address=board.register_address, **how)
+            )
+    failed = [check["name"] for check in report["checks"] if check["status"] == FAIL]
+    if failed:
+        if arguments.json:  # what failed is what one wants to keep
+            write_json(arguments.json, report)
+        raise RuntimeError(f"failed: {', '.join(failed)}")
+    return report
+
+
+def _package(arguments: argparse.Namespace) -> Report:
+    """Pack bundles, overlay and driver into one archive for a board without a network."""
+    from hwgen.boards import load_board
+    from hwgen.deploy import write_package
+
+    board = load_board(arguments.board)
+    folder: Path = arguments.bitstream or Path("build") / board.key
+    found = write_package(
+        board,
+        arguments.bundles,
+        arguments.out or Path("build") / f"shears-{board.key}.tar.gz",
+        bitstream=folder if arguments.bitstream or folder.is_dir() else None,
+        notebooks=arguments.notebooks or Path("notebooks"),
+    )
+    for name, size in found.files.items():
+        print(f"  {size:12,}  {name}")
+    print(f"{found.path}: {found.path.stat().st_size:,} bytes, sha256 {found.sha256}")
+    if not found.overlay:
+        print(f"without a bitstream: {folder} has none; shears build --board {board.key} makes it")
+    return {
+        "archive": str(found.path),
+        "sha256": found.sha256,
+        "files": found.files,
+        "overlay": found.overlay,
+        "digest": f"{found.digest:016x}",
+    }
 
 
 def _explore(arguments: argparse.Namespace) -> Report:

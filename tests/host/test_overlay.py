@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +26,16 @@ from torch import nn
 import host
 import hwgen
 import sim
+from host import selftest
 from host.ip import AcceleratorIP
+from hwgen import deploy
 from hwgen.arch.bundle import Bundle
 from hwgen.arch.interpreter import GoldenRun
 from hwgen.arch.package import IP_VLNV, config_of, ip_parameters
 from hwgen.arch.registers import ADDRESS_SPACE_BYTES, ID_VALUE, REGISTERS
 from hwgen.backends import program
 from hwgen.boards import load_board
+from hwgen.cli import main
 from rtl import vivado
 from tests.support.quantized_graphs import every_operation
 from tests.support.simulators import SMALL_BOARD as CONFIG
@@ -208,20 +212,33 @@ def test_the_page_about_the_board(
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     bundle = hwgen.compile(model.eval(), images[:1], images, config=CONFIG)
     bundle.save(tmp_path / "my-network")
-    for suffix in (".bit", ".hwh"):
-        shutil.copy(bit.with_suffix(suffix), tmp_path)
-    monkeypatch.chdir(tmp_path)
+    board_file = replace(load_board("pynq-z2"), config=CONFIG)
+    packed = deploy.write_package(
+        board_file, [tmp_path / "my-network"], tmp_path / "out.tar.gz", bitstream=bit.parent
+    )
+    with tarfile.open(packed.path) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path / "shears-pynq-z2")
     page = (ROOT / "docs" / "board.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert blocks
-    with sim.SimulatedBoard(bundle) as board:
-        monkeypatch.setattr(pynq.Device, "_active_device", board, raising=False)
-        names: dict[str, object] = {}
-        for block in blocks:
-            exec(compile(block, "docs/board.md", "exec"), names)  # as the reader does
-    assert "cycles" in capsys.readouterr().out
-    logits = names["logits"]
-    assert isinstance(logits, np.ndarray) and logits.shape == (5,)
+    command = "python -m host.selftest --overlay overlay/shears.bit"
+    install = Path("INSTALL.md").read_text(encoding="utf-8")
+    assert f"\n{command}\n" in page and f"\n{command}\n" in install
+    with sim.SimulatedBoard(bundle) as board, board.as_active():
+        assert selftest.main(command.split()[3:]) == 0
+        out = capsys.readouterr().out
+        assert "18 passed, 0 failed, 0 skipped" in out and "'accelerator/irq' came" in out
+        assert main(["selftest", "--overlay", "overlay/shears.bit", "--seed", "3"]) == 0
+        for text, blocks in ((page, 2), (install, 1)):
+            found = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+            assert len(found) == blocks
+            names: dict[str, object] = {}
+            for block in found:
+                exec(compile(block, "page", "exec"), names)  # as the reader does
+            assert "cycles" in capsys.readouterr().out
+            if text is page:
+                logits, answers = names["logits"], names["answers"]
+                assert isinstance(logits, np.ndarray) and logits.shape == (5,)
+                assert all(np.array_equal(answer, logits) for answer in answers)
 
 
 def test_the_pages_command_for_vivado_is_ours() -> None:
