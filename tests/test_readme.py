@@ -79,17 +79,17 @@ def test_commands_on_a_network(
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NETWORK, encoding="utf-8")
     np.savez("images.npz", images=rng.normal(size=(8, 3, 20, 20)).astype(np.float32))
-    ran = set()
+    ran, quick = set(), {"compile", "estimate", "disassemble", "run", "package"}
     for command in _commands("README.md"):
         needs_simulator = _needs_simulator(command)
-        if command[0] in ("compile", "estimate", "disassemble", "run") and not needs_simulator:
+        if command[0] in quick and not needs_simulator:
             assert main(command) == 0, command
             ran.add(command[0])
-    assert ran == {"compile", "estimate", "disassemble", "run"}
+    assert ran == quick
 
 
 def _needs_simulator(command: list[str]) -> bool:
-    return command[0] == "profile" or (command[0] == "run" and "interpreter" not in command)
+    return command[0] in ("profile", "selftest") or (command[0] == "run" and "interpreter" not in command)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_commands_on_the_simulated_board(
         if command[0] == "compile" or _needs_simulator(command)
         if main(command) == 0
     ]
-    assert ran == ["compile", "run", "profile"]
+    assert ran == ["compile", "run", "profile", "selftest"]
     written = sorted(path.name for path in Path("build/profile").iterdir())
     assert written == ["profile.json", "roofline.png", "trace.json"]
 
