@@ -89,7 +89,9 @@ def test_commands_on_a_network(
 
 
 def _needs_simulator(command: list[str]) -> bool:
-    return command[0] in ("profile", "selftest") or (command[0] == "run" and "interpreter" not in command)
+    return command[0] in ("profile", "selftest") or (
+        command[0] == "run" and "interpreter" not in command
+    )
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.interpreter import Interpreter, Memory
 from hwgen.arch.isa import LoadTarget, Mode
 from hwgen.arch.registers import BY_NAME, ErrorCode
+from hwgen.boards import load_board
 from tests.host.fake_device import HANG, FakeDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
 from tests.host.test_interrupts import PIN, InterruptDevice
@@ -103,6 +104,26 @@ def test_the_rtl_passes() -> None:
         assert failed(found) == ["program fetch"] and found["data lines"] == SKIP
         board.clear_faults()
         assert not failed(statuses(board, SMALL_BOARD))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        load_board("pynq-z2").config,
+        load_board("ulx3s-85f").config,
+        replace(CONFIG, tp=4, tn=8, scratchpad_bank_words=256),
+        replace(CONFIG, ti=64, scratchpad_bank_words=256, synapse_rows=512, tap_entries=128),
+        replace(CONFIG, tp=2, scratchpad_banks=1, scratchpad_bank_words=256),
+        replace(CONFIG, tn=16, ti=32, scratchpad_banks=2, scratchpad_bank_words=512),
+    ],
+    ids=["pynq-z2", "ulx3s-85f", "tp 4", "ti 64", "one bank", "two banks"],
+)
+def test_programs_are_legal_on_any_machine(config: AcceleratorConfig) -> None:
+    found = statuses(FakeDevice(config, ddr_bytes=1 << 22), config)
+    skipped = [name for name, status in found.items() if status == SKIP]
+    layers = ["known-answer layer", "known-answer network"]
+    assert not failed(found)
+    assert skipped == ["interrupt"] + layers * (config.scratchpad_banks < 3)
 
 
 def test_the_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
