@@ -3,6 +3,7 @@
 
 from host.cascade import CascadeClassifier, CascadePrediction
 from host.cropped import CroppedClassifier, Prediction
+from host.dma import DmaError, DmaTimeout
 from host.driver import Accelerator, RunRecord
 from host.errors import (
     AcceleratorClosed,
@@ -20,6 +21,7 @@ from host.errors import (
     RunStopped,
     WrongHardware,
 )
+from host.hls4ml import Hls4mlAccelerator, StreamMismatch, StreamRecord
 from host.overlay import open_overlay
 from host.profile import profile
 
@@ -37,12 +39,17 @@ __all__ = [
     "CroppedClassifier",
     "DeviceNotFound",
     "DigestMismatch",
+    "DmaError",
+    "DmaTimeout",
+    "Hls4mlAccelerator",
     "InterruptUnavailable",
     "NoProgress",
     "Prediction",
     "ProgramError",
     "RunRecord",
     "RunStopped",
+    "StreamMismatch",
+    "StreamRecord",
     "WrongHardware",
     "open_overlay",
     "profile",

@@ -114,13 +114,15 @@ class HlsProject:
         HlsError
             For another hls4ml back end, whose projects have no DMA around them.
         ValueError
-            For preprocessing or labels that do not fit the network.
+            For preprocessing or labels that do not fit the network, or no test images.
         """
         if self.backend != "VivadoAccelerator":
             raise HlsError(
                 f"backend {self.backend} makes an IP without a DMA, which the host's driver cannot "
                 "reach; try backend='VivadoAccelerator'"
             )
+        if images < 1:
+            raise ValueError(f"images must be 1 or more, not {images!r}")
         mean, std = (None, None) if preprocess is None else preprocess
         first, last = self.graph[self.graph.inputs[0]], self.graph[self.graph.outputs[0]]
         channels, height, width = first.type.shape
