@@ -152,7 +152,6 @@ def tuning(config: TrainConfig, epochs: int, seed: int) -> TrainConfig:
     return replace(
         config,
         epochs=epochs,
-        learning_rate=2e-3,
         label_smoothing=0.0,
         distill_weight=0.7,
         distill_temperature=3.0,
