@@ -25,7 +25,7 @@ from hwgen.compress import cost
 from hwgen.compress.budget import tightest
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import FineTune
-from hwgen.compress.slice_reduction import SliceConfig, lower_slices
+from hwgen.compress.slice_reduction import SliceConfig, UnreachableCost, lower_slices
 from hwgen.compress.training import Tick, accuracy, reestimate_bn, train
 
 TABLE = "small"
@@ -89,7 +89,7 @@ def run(
             tried.append((level, 0.0))
             try:
                 return make(base, images, side, level, tuner(level))
-            except ValueError:
+            except UnreachableCost:
                 return base  # there is no such network: harder than the method can go
 
         found = tightest(trial, LEVELS[method], validate, floor)
@@ -137,62 +137,6 @@ def _both(
     left = min(keep * steps(base, shape) / steps(model, shape), 1.0)
     knobs_of_slices = SliceConfig(keep=left, rounds=ROUNDS)
     return lower_slices(model, images, knobs_of_slices, cost=steps, fine_tune=fine_tune)[0]
-
-
-MAKERS[method]
-        tried: list[tuple[float, float]] = []
-
-        def validate(model: nn.Module) -> float:
-            if model is not base:
-                tried[-1] = (tried[-1][0], accuracy(model, held.images, held.labels))
-            return tried[-1][1]
-
-        def trial(level: float) -> nn.Module:
-            tried.append((level, 0.0))
-            try:
-                return make(base, images, side, level, tuner(level))
-            except ValueError:
-                return base  # there is no such network: harder than the method can go
-
-        found = tightest(trial, LEVELS[method], validate, floor)
-        if found is None:
-            raise ValueError(f"{name}: no level of {LEVELS[method]} keeps {floor:.4f}: {tried}")
-        return found[1], {"level": found[0], "floor": floor, "tried": tried}
-
-    model, more = stage(cache / f"{name}-{seed}.pt", base, build)
-    key = TABLE, network, data, method
-    return measured(key, base, Pipeline([model], [side]), splits, seed, EPOCHS, more)
-
-
-def _lowered(
-    base: nn.Module, images: Any, side: int, keep: float, fine_tune: FineTune
-) -> nn.Module:
-    """Lower slices until ``keep`` of the machine's steps are left."""
-    steps = cost.for_machine(load_board(rows.BOARD).config)
-    return lower_slices(base, images, SliceConfig(keep=keep), cost=steps, fine_tune=fine_tune)[0]
-
-
-def _approximated(
-    base: nn.Module, images: Any, side: int, fraction: float, fine_tune: FineTune
-) -> nn.Module:
-    """Drop a share of every space's maps, and fold what stands for them into their readers.
-
-    Single maps, as in the paper: MACs are what it saves; the machine computes 16 at once.
-    """
-    knobs = ApproximationConfig(fraction=fraction, importance="effect", align=1)
-    return fine_tune(approximate_maps(base, images, knobs)[0])
-
-
-def _both(base: nn.Module, images: Any, side: int, keep: float, fine_tune: FineTune) -> nn.Module:
-    """Fold whole groups of maps away, then lower slices until ``keep`` of the steps are left."""
-    steps = cost.for_machine(load_board(rows.BOARD).config)
-    shape = (3, side, side)
-    knobs = ApproximationConfig(fraction=1 - keep**0.25, importance="effect", align=16)
-    model = reestimate_bn(approximate_maps(base, images, knobs)[0], images)
-    left = keep * steps(base, shape) / steps(model, shape)
-    return lower_slices(
-        model, images, SliceConfig(keep=min(left, 1.0)), cost=steps, fine_tune=fine_tune
-    )[0]
 
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -52,7 +52,7 @@ from hwgen.compress.pipeline import CompressionConfig, compress_network, parse_b
 from hwgen.compress.relevance import RelevanceConfig, RelevanceReport, trim_by_relevance
 from hwgen.compress.report import CompressionReport, write_report
 from hwgen.compress.shrinking import ShrinkConfig, ShrinkPoint, ShrinkResult, shrink
-from hwgen.compress.slice_reduction import SliceConfig, SliceReport, lower_slices
+from hwgen.compress.slice_reduction import SliceConfig, SliceReport, UnreachableCost, lower_slices
 from hwgen.compress.structure import (
     Layer,
     Space,
@@ -104,6 +104,7 @@ __all__ = [
     "Structure",
     "TrainConfig",
     "TrainReport",
+    "UnreachableCost",
     "UnsupportedStructure",
     "accuracy",
     "approximate_maps",

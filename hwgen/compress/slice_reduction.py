@@ -34,6 +34,10 @@ from hwgen.compress.training import MASK, batches, device_of, predict, reestimat
 Shapes = Literal["square", "rectangle", "free"]
 
 
+class UnreachableCost(ValueError):
+    """So little cost is left by no network that the method can make."""
+
+
 @dataclass(frozen=True)
 class SliceConfig:
     """Knobs of slice reduction.
@@ -127,7 +131,7 @@ def lower_slices(
 
     Raises
     ------
-    ValueError
+    UnreachableCost
         If so little cost cannot be reached by lowering kernels alone.
     """
     shape = (images.shape[3], images.shape[1], images.shape[2])
@@ -298,7 +302,7 @@ def _lower_once(
 
     if cost(lowered(len(moves)), shape) > target:
         least = cost(lowered(len(moves)), shape) / target * config.keep
-        raise ValueError(
+        raise UnreachableCost(
             f"keep must be at least {least:.3f} for kernels of the shapes {config.shapes!r}, "
             f"not {config.keep!r}; try shapes='free' or trimming channels first"
         )
