@@ -9,8 +9,10 @@ import gc
 import json
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
+import pynq
 import pytest
 import torch
 from torch import nn
@@ -21,8 +23,9 @@ from hwgen.arch import BundleError, HlsBundle, StreamTensor
 from hwgen.backends import hls4ml
 from hwgen.ir import Graph, evaluate_integer
 from hwgen.quantize import quantize_model
-from tests.support.axi_dma import HlsOverlay, StreamingBoard
+from tests.support.axi_dma import HlsOverlay, StreamingBoard, handoff
 
+ROOT = Path(__file__).parents[2]
 SHAPE = (3, 5, 5)
 TIMEOUT_S = 0.05
 
@@ -426,6 +429,44 @@ def test_overlays_without_the_design_are_refused(bundle, device, overlay) -> Non
     overlay.ip_dict["hier_0/net"] = {"type": "xilinx.com:hls:net_axi:1.0"}
     host.Hls4mlAccelerator(bundle, overlay=overlay, dma="b").close()
     assert not device.allocated
+
+
+def test_the_bitstreams_path(bundle, graph, device, tmp_path, rng) -> None:
+    """The real pynq.Overlay, with the DMA in a hierarchy as in hls4ml's design.tcl."""
+    (tmp_path / "design.bit").touch()
+    (tmp_path / "design.hwh").write_text(handoff("net"), encoding="utf-8")
+    with host.Hls4mlAccelerator(
+        bundle, device, overlay=tmp_path / "design.bit", timeout_s=TIMEOUT_S
+    ) as accelerator:
+        assert works(accelerator, graph, rng) and device.downloads == 1
+        device.faults.append("mm2s slave")
+        with pytest.raises(host.DmaError, match="runs again"):
+            accelerator.run_int8(codes_for(rng))
+        assert works(accelerator, graph, rng) and device.downloads == 2
+    assert not device.allocated
+
+
+def test_the_page_about_the_board(tmp_path, monkeypatch, rng) -> None:
+    """What docs/backends.md tells to type on the board, with another device in its place."""
+    graph = quantized(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(18, 4))
+    project = hls4ml.emit(graph, tmp_path / "hls", name="scenes", backend="VivadoAccelerator")
+    bundle = HlsBundle.load(
+        project.save_bundle(tmp_path / "bundle.json", preprocess=((0.5,) * 3, (0.25,) * 3))
+    )
+    (tmp_path / "scenes.bit").touch()
+    (tmp_path / "scenes.hwh").write_text(handoff("scenes"), encoding="utf-8")
+    device = StreamingBoard(bundle, network_of(graph))
+    monkeypatch.setattr(pynq.Device, "_active_device", device, raising=False)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "backends.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    pictures = rng.integers(0, 256, (5, 5, 5, 3)).astype(np.uint8)
+    names: dict[str, object] = {"pictures": pictures}
+    exec(compile(block, "docs/backends.md", "exec"), names)  # as the reader does
+    codes = np.stack([bundle.quantize_input(bundle.preprocess(one)) for one in pictures])
+    real = network_of(graph)(codes).reshape(5, 4) * np.float32(bundle.output.scale)
+    np.testing.assert_array_equal(names["logits"], real)
+    assert device.downloads == 1 and not device.allocated
 
 
 @pytest.mark.parametrize("reload", [True, False])

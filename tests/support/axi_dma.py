@@ -2,8 +2,10 @@
 """The tests room: a board with an AXI DMA and an hls4ml design behind it, as a pynq Device.
 
 The DMA has the registers of PG021's direct register mode; pynq's own `pynq.lib.dma.DMA` drives
-them. The design counts words as hls4ml's AXI wrapper does: N_IN words make an image, and its last
-word has TLAST when one of the image's input words had it. It forgets what it holds only when a
+them, and the real `pynq.Overlay` finds them in the .hwh that `handoff` writes.
+
+The design counts words as hls4ml's AXI wrapper does: N_IN words make an image, and its last word
+has TLAST when one of the image's input words had it. It forgets what it holds only when a
 bitstream is loaded. Time passes when a register is read.
 """
 
@@ -13,6 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from hwgen.arch.hls_bundle import HlsBundle
 from tests.host.fake_device import DDR_BASE, MemoryDevice
 
 BASE = 0x4040_0000
+SLCR, SLCR_BYTES = 0xF800_0000, 0x1000  # the processing system's clocks, which pynq sets
 CHANNELS = {0x00: "mm2s", 0x30: "s2mm"}
 CONTROL, STATUS, ADDRESS, ADDRESS_HIGH, LENGTH = 0x00, 0x04, 0x18, 0x1C, 0x28
 HALTED, IDLE = 1, 2
@@ -104,6 +108,8 @@ class StreamingBoard(MemoryDevice):
         (bytes sent, bytes asked for) of each start.
     """
 
+    arch = "armv7l"
+
     def __init__(
         self,
         bundle: HlsBundle,
@@ -112,10 +118,14 @@ class StreamingBoard(MemoryDevice):
         length_bits: int = 26,
     ) -> None:
         super().__init__("streaming", BASE, ddr_bytes)
+        self.name = "streaming"
+        self.slcr = dict.fromkeys((0x100, 0x104, 0x108), 20 << 12)
+        self.slcr |= dict.fromkeys((0x170, 0x180, 0x190, 0x1A0), 1 << 20 | 10 << 8)
         self.bundle, self.network = bundle, network
         self.length_bits = length_bits
         self.faults: deque[str | None] = deque()
         self.stuck_reset = self.dead = False
+        self.downloads = 0
         self.transfers: list[tuple[int, int]] = []
         self.caches: dict[int, NDArray[np.uint8]] = {}
         self.reset_design()
@@ -153,6 +163,23 @@ class StreamingBoard(MemoryDevice):
         start = bo + offset
         self.caches[bo][offset : offset + size] = self.ddr[start : start + size]
 
+    # Overlays: what pynq.Overlay calls.
+
+    def get_bitfile_metadata(self, bitfile_name: str, partial: bool = False) -> Any:
+        from pynq.pl_server.hwh_parser import get_hwh_name
+        from pynqmetadata.frontends import Metadata
+        from pynqmetadata.views.runtime import RuntimeMetadataParser
+
+        return RuntimeMetadataParser(Metadata(input=get_hwh_name(bitfile_name)))
+
+    def download(self, bitstream: Any, parser: Any = None) -> None:
+        self.downloads += 1
+        self.reset_design()
+        self.post_download(bitstream, parser)
+
+    def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
+        """Do nothing."""
+
     # Registers.
 
     def _at(self, address: int) -> tuple[Channel, int]:
@@ -162,6 +189,8 @@ class StreamingBoard(MemoryDevice):
 
     def read_registers(self, address: int, length: int) -> bytes:
         assert length == 4
+        if SLCR <= address < SLCR + SLCR_BYTES:
+            return struct.pack("<I", self.slcr.get(address - SLCR, 0))
         channel, offset = self._at(address)
         if offset == STATUS:
             self._tick()
@@ -175,8 +204,11 @@ class StreamingBoard(MemoryDevice):
         return struct.pack("<I", values[offset] & 0xFFFF_FFFF)
 
     def write_registers(self, address: int, data: bytes) -> None:
-        channel, offset = self._at(address)
         (value,) = struct.unpack("<I", bytes(data))
+        if SLCR <= address < SLCR + SLCR_BYTES:
+            self.slcr[address - SLCR] = value
+            return
+        channel, offset = self._at(address)
         if offset == CONTROL:
             if value & 4:
                 self._reset()
@@ -261,6 +293,24 @@ class StreamingBoard(MemoryDevice):
                 return
 
 
+def dma_parameters(length_bits: int = 26) -> dict[str, str]:
+    """Return what hls4ml's design.tcl gives the DMA, and the defaults that pynq reads."""
+    return {
+        "c_include_sg": "0",
+        "c_sg_length_width": str(length_bits),
+        "c_include_mm2s": "1",
+        "c_include_s2mm": "1",
+        "c_include_mm2s_dre": "0",
+        "c_include_s2mm_dre": "0",
+        "c_m_axi_mm2s_data_width": "32",
+        "c_m_axi_s2mm_data_width": "32",
+        "c_m_axis_mm2s_tdata_width": "32",
+        "c_s_axis_s2mm_tdata_width": "32",
+        "c_mm2s_burst_size": "256",
+        "c_s2mm_burst_size": "256",
+    }
+
+
 class HlsOverlay:
     """What the driver needs of a `pynq.Overlay` of hls4ml's block design."""
 
@@ -276,24 +326,95 @@ class HlsOverlay:
                 "addr_range": 0x10000,
                 "interrupts": {},
                 "gpio": {},
-                "parameters": {
-                    "c_include_sg": "0",
-                    "c_sg_length_width": str(device.length_bits),
-                    "c_include_mm2s": "1",
-                    "c_include_s2mm": "1",
-                    "c_include_mm2s_dre": "0",
-                    "c_include_s2mm_dre": "0",
-                    "c_m_axi_mm2s_data_width": "32",
-                    "c_m_axi_s2mm_data_width": "32",
-                    "c_m_axis_mm2s_tdata_width": "32",
-                    "c_s_axis_s2mm_tdata_width": "32",
-                    "c_mm2s_burst_size": "256",
-                    "c_s2mm_burst_size": "256",
-                    **parameters,
-                },
+                "parameters": {**dma_parameters(device.length_bits), **parameters},
             },
         }
 
     def download(self) -> None:
         self.downloads += 1
         self.device.reset_design()
+
+
+def handoff(name: str) -> str:
+    """Return hls4ml's block design for pynq-z2 as a .hwh file: what pynq's parsers read of it."""
+    add = ElementTree.SubElement
+    root = ElementTree.Element("EDKSYSTEM", EDWVERSION="1.2", VIVADOVERSION="2020.1")
+    system = {"ARCH": "zynq", "DEVICE": "7z020", "NAME": "design_1", "PACKAGE": "clg400"}
+    add(root, "SYSTEMINFO", system, SPEEDGRADE="-1")
+    add(root, "EXTERNALPORTS")
+    add(root, "EXTERNALINTERFACES")
+    modules = add(root, "MODULES")
+    # FCLK0 at 100 MHz; the second name is the one that pynq 4.0.0 asks every board for.
+    clocks = {"PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ": "100"}
+    clocks["PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ"] = "100"
+    for i in range(4):
+        clocks[f"PCW_FPGA_FCLK{i}_ENABLE"] = "0" if i else "1"
+        clocks[f"PCW_FCLK{i}_PERIPHERAL_CLKSRC"] = "IO PLL"
+        clocks[f"PCW_FCLK{i}_PERIPHERAL_DIVISOR0"] = "1" if i else "10"
+        clocks[f"PCW_FCLK{i}_PERIPHERAL_DIVISOR1"] = "1"
+    aximm, stream = "xilinx.com:interface:aximm:1.0", "xilinx.com:interface:axis:1.0"
+    cells = {
+        "processing_system7_0": (
+            "xilinx.com:ip:processing_system7:5.5",
+            clocks,
+            [("M_AXI_GP0", "MASTER", aximm, "control")],
+        ),
+        "hier_0/axi_dma_0": (
+            "xilinx.com:ip:axi_dma:7.1",
+            dma_parameters(),
+            [
+                ("S_AXI_LITE", "SLAVE", aximm, "control"),
+                ("M_AXIS_MM2S", "MASTER", stream, "in"),
+                ("S_AXIS_S2MM", "SLAVE", stream, "out"),
+            ],
+        ),
+        f"hier_0/{name}_axi_0": (
+            f"xilinx.com:hls:{name}_axi:1.0",
+            {},
+            [("in_r", "SLAVE", stream, "in"), ("out_r", "MASTER", stream, "out")],
+        ),
+    }
+    for path, (vlnv, parameters, buses) in cells.items():
+        _, _, kind, version = vlnv.split(":")
+        module = add(
+            modules,
+            "MODULE",
+            FULLNAME=f"/{path}",
+            HWVERSION=version,
+            INSTANCE=path.replace("/", "_"),
+            IPTYPE="PERIPHERAL",
+            IS_ENABLE="1",
+            MODCLASS="PERIPHERAL",
+            MODTYPE=kind,
+            VLNV=vlnv,
+        )
+        add(module, "DOCUMENTS")
+        listed = add(module, "PARAMETERS")
+        for key, value in parameters.items():
+            add(listed, "PARAMETER", NAME=key, VALUE=value)
+        ports, interfaces = add(module, "PORTS"), add(module, "BUSINTERFACES")
+        for bus, way, protocol, net in buses:
+            signal = f"{bus}_valid"
+            add(ports, "PORT", DIR="O" if way == "MASTER" else "I", NAME=signal, SIGIS="undef")
+            facts = {"NAME": bus, "TYPE": way, "VLNV": protocol, "BUSNAME": net}
+            maps = add(add(interfaces, "BUSINTERFACE", facts), "PORTMAPS")
+            logical = "ARVALID" if protocol == aximm else "TVALID"
+            add(maps, "PORTMAP", LOGICAL=logical, PHYSICAL=signal)
+        if kind == "processing_system7":
+            add(
+                add(module, "MEMORYMAP"),
+                "MEMRANGE",
+                ADDRESSBLOCK="Reg",
+                BASENAME="C_BASEADDR",
+                BASEVALUE=f"0x{BASE:08X}",
+                HIGHNAME="C_HIGHADDR",
+                HIGHVALUE=f"0x{BASE + 0xFFFF:08X}",
+                INSTANCE="hier_0_axi_dma_0",
+                IS_DATA="TRUE",
+                IS_INSTRUCTION="TRUE",
+                MASTERBUSINTERFACE="M_AXI_GP0",
+                MEMTYPE="REGISTER",
+                SLAVEBUSINTERFACE="S_AXI_LITE",
+            )
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
