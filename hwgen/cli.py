@@ -606,6 +606,8 @@ def _emit_hls4ml(arguments: argparse.Namespace) -> Report:
         project.compile(images)
         codes = project.verify(images)
     print(f"{len(images)} images, {codes:,} codes equal to the quantized graph's")
+    if project.backend == "VivadoAccelerator":
+        print(f"{project.folder / 'bundle.json'}: for host.Hls4mlAccelerator on the board")
     return {
         "project": str(project.folder),
         "images": len(images),

@@ -97,8 +97,9 @@ class StreamTensor:
         ValueError
             When a word is no code.
         """
-        real = np.ldexp(np.asarray(words).astype(np.float64), -self.scale_log2)
-        with np.errstate(invalid="ignore"):  # NaN is no code, but comes only from other designs
+        # Another design's words may be NaN, signalling ones too: no codes, and no warnings.
+        with np.errstate(all="ignore"):
+            real = np.ldexp(np.asarray(words).astype(np.float64), -self.scale_log2)
             wrong = np.flatnonzero(~((real == np.rint(real)) & (real >= -128) & (real <= 127)))
         if len(wrong):
             raise ValueError(

@@ -180,8 +180,12 @@ def test_words_lose_no_bit(scale_log2: int) -> None:
 def test_words_that_are_no_codes(value: float) -> None:
     words = np.zeros((1, 4), np.float32)
     words[0, 2] = value * 2.0**-7
+    tensor = StreamTensor("x", (4, 1, 1), -7)
     with pytest.raises(ValueError, match=r"1 of 4 words are no codes .* word 2"):
-        StreamTensor("x", (4, 1, 1), -7).to_codes(words)
+        tensor.to_codes(words)
+    words.view(np.uint32)[0, 2] = 0xFF80_0001  # a NaN that a cast to float64 complains of
+    with pytest.raises(ValueError, match="word 2, nan"):
+        tensor.to_codes(words)
 
 
 def test_scales_that_float32_does_not_hold() -> None:
