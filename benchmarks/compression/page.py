@@ -269,7 +269,7 @@ def _scatter(
     found: list[Row], path: Path, series: Callable[[Row], str], label: Callable[[Row], str]
 ) -> None:
     """Draw the change in accuracy against the share of cycles that is left."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = _axes(figure)
     for place, name in enumerate(dict.fromkeys(map(series, found))):
         mine = [row for row in found if series(row) == name]
@@ -289,7 +289,7 @@ def _scatter(
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xlabel("cycles left, % of the baseline's")
     axes.set_ylabel("accuracy less the baseline's, points")
-    axes.set_xlim(0, 105)
+    axes.set_xlim(0, 115)
     axes.margins(y=0.15)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
