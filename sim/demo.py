@@ -87,7 +87,7 @@ def run_demo(
         models = train_demo(folder / "cache", seed, t)
     board = load_board(board_name)
     with timed("compile", "Quantizing and compiling"):
-        nets = _compile(models, board)
+        nets = compile_demo(models, board)
     with timed("int8_accuracy", f"int8 accuracy on {len(models.splits.test.labels):,} test frames"):
         int8_accuracy = _integer_accuracy(models, nets)
     with timed("build_simulator", "Building the simulated board (cached after the first run)"):
@@ -119,7 +119,7 @@ def run_demo(
     return report
 
 
-def _compile(models: DemoModels, board: Board) -> dict[str, Compiled]:
+def compile_demo(models: DemoModels, board: Board) -> dict[str, Compiled]:
     """Quantize and compile the four networks; predictor and compressed classifier side by side."""
     train = models.splits.train.images[:CALIBRATION_FRAMES]
     boxes = predict_boxes(models.predictor, train, models.predictor_side)
