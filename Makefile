@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools check-test-tools setup demo test test-all lint format bench bench-accelerator bench-backends \
+.PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator bench-backends \
 	bench-place bench-compression resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
@@ -40,15 +40,10 @@ setup: .venv/.stamp  ## make .venv with everything that the rest needs
 demo: setup  ## train, cut, compile and run the demo on the simulated board
 	@.venv/bin/shears demo --out build/demo
 
-# The tests run Vivado's scripts under a plain tclsh.
-check-test-tools:
-	@command -v tclsh >/dev/null || { \
-	    echo "missing: tclsh, for the tests; install it with: apt-get install tcl" >&2; exit 1; }
-
-test: setup check-test-tools  ## the tests that take seconds
+test: setup  ## the tests that take seconds
 	@$(PYTEST) -m "not slow"
 
-test-all: setup check-test-tools  ## every test
+test-all: setup  ## every test
 	@$(PYTEST)
 
 lint: setup  ## format, style, types and arrows
