@@ -394,8 +394,12 @@ def write_roofline(path: Path, bundle: Bundle, profile: Profile) -> Path:
             _ranges([i + 1 for i in members]), places[right], xytext=(5, -10),
             textcoords="offset points", fontsize=8, color=_BLUE,
         )  # fmt: skip
+        aside = 5
+        if label.get_window_extent(renderer).x1 > axes.bbox.x1:
+            label.set_horizontalalignment("right")
+            aside = -5
         for drop in range(-10, -60, -6):
-            label.xyann = (5, drop)
+            label.xyann = (aside, drop)
             box = label.get_window_extent(renderer)
             if not any(box.overlaps(other) for other in taken):
                 break
@@ -411,7 +415,7 @@ def _legend(axes: Any, entries: Sequence[str], columns: int) -> None:
 
     handles = [Line2D([], [], linestyle="none", label=entry) for entry in entries]
     axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), ncols=columns, fontsize=8,
+        handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), ncol=columns, fontsize=8,
         frameon=False, handlelength=0, handletextpad=0, borderaxespad=0,
     )  # fmt: skip
 
