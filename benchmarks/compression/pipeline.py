@@ -57,7 +57,8 @@ class Pipeline:
     def seen(self, images: np.ndarray) -> list[np.ndarray]:
         """Return what each classifier sees of these frames."""
         if self.predictor is None:
-            return [images] * len(self.classifiers)
+            own = images.shape[1]
+            return [images if side == own else resize_all(images, side) for side in self.sides]
         boxes = self.boxes(images)
         return [crop_all(images, boxes, side) for side in self.sides]
 

@@ -67,10 +67,15 @@ TARGET = 0.355
 """Of the full-frame classifier's MACs, the shrunk classifier's; the predictor comes on top."""
 FIRST = 0.1
 """The cascade's first stage, likewise."""
+SMALL, BUDGET = 0.15, 0.5
+"""On whole frames, the share of MACs of a cascade's first stage and the most that all may take."""
+WHOLE = "whole frames"
 METHODS = (
     "full frame, trained on",
     *(f"{step}, {kind}" for kind in KINDS for step in ("cropping", "cropping + shrinking")),
     "cropping + shrinking + cascade, true boxes",
+    f"shrinking, {WHOLE}",
+    f"shrinking + cascade, {WHOLE}",
 )
 
 
@@ -81,6 +86,12 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
     bench = _Bench(data, cache, seed, tick, kind)
     if method.startswith("full frame"):
         return bench.row(method, Pipeline([bench.longer()], [SIDE]), EPOCHS_SHRUNK)
+    if kind == WHOLE:
+        small = bench.shrunk(SMALL)
+        if step == "shrinking":
+            return bench.row(method, bench.cropping(small), EPOCHS_SHRUNK)
+        pipeline = bench.cropping(small, _Shrunk(bench.base, SIDE), budget=BUDGET)
+        return bench.row(method, pipeline, EPOCHS_SHRUNK)
     if step == "cropping":
         return bench.row(method, bench.cropping(_Shrunk(bench.cropped, SIDE)), EPOCHS_CROP)
     epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(TARGET)
@@ -164,8 +175,10 @@ class _Bench:
         return self.boxes_of(self.splits.train)
 
     @cached_property
-    def predictor(self) -> nn.Module:
+    def predictor(self) -> nn.Module | None:
         """The foreground predictor: the full-frame classifier's trunk, trained, shrunk, trained."""
+        if self.kind == WHOLE:
+            return None
         images, held = self.splits.train.images, self.splits.validation
         assert isinstance(self.base, models.ResNet)
         blank = models.with_box_head(self.base, PREDICTOR_SIDE)
@@ -200,10 +213,11 @@ class _Bench:
 
         return stage(self.path("predictor"), blank, build)[0]
 
-    @cached_property
-    def found(self) -> np.ndarray:
-        """What the predictor finds in the training images."""
-        return predict_boxes(self.predictor, self.splits.train.images, PREDICTOR_SIDE)
+    def found_in(self, part: Dataset) -> np.ndarray:
+        """Return what the predictor finds; whole frames without one."""
+        if self.predictor is None:
+            return np.tile(np.array([0.0, 0.0, 1.0, 1.0]), (len(part), 1))
+        return predict_boxes(self.predictor, part.images, PREDICTOR_SIDE)
 
     def crops(self, side: int) -> Samples:
         """Return training crops: by predicted boxes, by those learned from, and whole frames.
@@ -211,11 +225,14 @@ class _Bench:
         The frames keep the classifier able to answer where the predictor takes all of one.
         """
         images, labels = self.splits.train.images, self.splits.train.labels
+        found = self.found_in(self.splits.train)
 
         def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((self.seed, epoch, 2))
+            if self.predictor is None:
+                return resize_all(images, side), labels
             kind = rng.random(len(images))[:, None]
-            boxes = np.where(kind < 0.4, self.found, self.boxes)
+            boxes = np.where(kind < 0.4, found, self.boxes)
             boxes = np.where(kind < 0.75, boxes, np.array([0.0, 0.0, 1.0, 1.0]))
             return crop_all(images, jitter_boxes(boxes, 0.06, rng), side), labels
 
@@ -224,6 +241,8 @@ class _Bench:
     @cached_property
     def cropped(self) -> nn.Module:
         """The full-frame classifier, fine-tuned on crops."""
+        if self.predictor is None:
+            return self.base
         return self.tuned(
             "cropped", self.base, self.crops(SIDE), self.config(EPOCHS_CROP), self.base
         )
@@ -232,8 +251,7 @@ class _Bench:
         """Shrink the crop classifier until it costs this share of the full-frame one's MACs."""
         held = self.splits.validation
         whole = cost.macs(self.base, (3, SIDE, SIDE))
-
-        boxes = predict_boxes(self.predictor, held.images, PREDICTOR_SIDE)
+        boxes = self.found_in(held)
 
         def evaluate(model: nn.Module, side: int) -> float:
             return accuracy(model, crop_all(held.images, boxes, side), held.labels)
@@ -259,8 +277,12 @@ class _Bench:
         key = TABLE, NETWORK, DATA, method
         return measured(key, self.base, pipeline, self.splits, self.seed, epochs, {})
 
-    def cropping(self, *classifiers: _Shrunk) -> Pipeline:
-        """Return the pipeline of the predictor and these; the last one's accuracy is the goal."""
+    def cropping(self, *classifiers: _Shrunk, budget: float | None = None) -> Pipeline:
+        """Return the pipeline of the predictor, if there is one, and these classifiers.
+
+        A cascade's goal is the last one's accuracy at the least cost; or the best accuracy within a
+        ``budget``, a share of the full-frame classifier's MACs.
+        """
         pipeline = Pipeline(
             [classifier.model for classifier in classifiers],
             [classifier.side for classifier in classifiers],
@@ -274,6 +296,8 @@ class _Bench:
         goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
         head, each = pipeline.costs()
         config = CascadeConfig(target_accuracy=goal)
+        if budget is not None:
+            config = CascadeConfig(target_cost=budget * cost.macs(self.base, (3, SIDE, SIDE)))
         rule, _ = fit_cascade(logits, held.labels, [costs[0] for costs in each], config, head[0])
         return replace(pipeline, rule=rule)
 

@@ -281,21 +281,7 @@ def _lower(
     residual = float("nan")
     with torch.no_grad():
         if config.weights == "least_squares":
-            inputs, targets = _record(model, original, name, images, config)
-            norm = structure.layers[name].batch_norm
-            constant = module.bias is not None or norm is not None
-            weight, bias, errors = fit_kernels(
-                module, inputs, targets, filters, keep, config.ridge, constant
-            )
-            module.weight[filters] = weight.to(module.weight.dtype)
-            if module.bias is not None:
-                module.bias[filters] = bias.to(module.bias.dtype)
-            elif norm is not None:
-                # A constant added to the pre-activation is a constant taken off the mean.
-                mean = model.get_submodule(norm).running_mean
-                assert isinstance(mean, Tensor)
-                mean[filters] -= bias.to(mean.dtype)
-            residual = float(errors.mean())
+            residual = refit(model, original, structure, name, filters, keep, images, config)
         elif config.weights != "centre_crop":
             raise ValueError(
                 f"weights must be centre_crop or least_squares, not {config.weights!r}"
@@ -308,6 +294,40 @@ def _lower(
     now = keep.reshape(-1, *module.kernel_size)
     sides = tuple((int(k.any(axis=1).sum()), int(k.any(axis=0).sum())) for k in now)
     return LoweredLayer(filters, sides, residual)
+
+
+@torch.no_grad()
+def refit(
+    model: nn.Module,
+    original: nn.Module,
+    structure: Structure,
+    name: str,
+    filters: np.ndarray,
+    keep: np.ndarray,
+    images: np.ndarray,
+    config: KernelConfig,
+) -> float:
+    """Fit filters of one layer of ``model``, in place, to what they compute in ``original``.
+
+    ``keep`` as in :func:`fit_kernels`; returns the mean residual.
+    """
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    inputs, targets = _record(model, original, name, images, config)
+    norm = structure.layers[name].batch_norm
+    constant = module.bias is not None or norm is not None
+    weight, bias, errors = fit_kernels(
+        module, inputs, targets, filters, keep, config.ridge, constant
+    )
+    module.weight[filters] = weight.to(module.weight)
+    if module.bias is not None:
+        module.bias[filters] = bias.to(module.bias)
+    elif norm is not None:
+        # A constant added to the pre-activation is a constant taken off the mean.
+        mean = model.get_submodule(norm).running_mean
+        assert isinstance(mean, Tensor)
+        mean[filters] -= bias.to(mean)
+    return float(errors.mean())
 
 
 @torch.no_grad()
@@ -389,7 +409,7 @@ def fit_kernels(
     filters
         Output channels to fit.
     keep
-        (len(filters), positions) bool: what each may use.
+        (len(filters), positions) bool: what each may use; or (len(filters), inputs, positions).
     ridge
         As a share of the columns' mean square.
     constant
@@ -404,7 +424,9 @@ def fit_kernels(
     out_per_group = module.out_channels // module.groups
     in_per_group = module.in_channels // module.groups
     positions = columns.shape[2]
-    weights = torch.zeros(len(filters), in_per_group, positions, dtype=torch.float64)
+    if keep.ndim == 2:
+        keep = np.repeat(keep[:, None], in_per_group, axis=1)
+    weights = torch.zeros(len(filters), in_per_group * positions, dtype=torch.float64)
     intercepts = torch.zeros(len(filters), dtype=torch.float64)
     residuals = np.zeros(len(filters))
     jobs: dict[tuple[int, bytes], list[int]] = {}
@@ -413,7 +435,7 @@ def fit_kernels(
     for (group, _), members in jobs.items():
         kept = torch.from_numpy(np.flatnonzero(keep[members[0]]))
         mine = columns[:, group * in_per_group : (group + 1) * in_per_group]
-        a = mine[:, :, kept].flatten(1).double()
+        a = mine.flatten(1)[:, kept].double()
         y = targets[:, torch.as_tensor(filters[members])].double()
         variance = (y - y.mean(0)).square().mean(0).clamp_min(1e-30)
         # Centring both sides is the same as fitting a constant, which stays unregularised.
@@ -423,9 +445,7 @@ def fit_kernels(
         gram.diagonal().add_(ridge * float(gram.diagonal().mean()) + 1e-12)
         solution = torch.linalg.solve(gram, a.T @ y)
         error = (a @ solution - y).square().mean(0) / variance
-        weights[torch.tensor(members)[:, None], :, kept] = solution.reshape(
-            in_per_group, len(kept), len(members)
-        ).permute(2, 1, 0)
+        weights[torch.tensor(members)[:, None], kept] = solution.T
         intercepts[members] = y_mean - a_mean @ solution
         residuals[members] = error.numpy()
     shape = (len(filters), in_per_group, *module.kernel_size)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.compress.cost import Cost, tap_steps
+from hwgen.compress.kernel_reduction import KernelConfig, refit
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
 from hwgen.compress.training import MASK, batches, device_of, predict, reestimate_bn
@@ -51,6 +52,9 @@ class SliceConfig:
         too), or "free": any positions, or none at all.
     tn, ti
         Output channels of a group, input channels of a tile: the machine's.
+    weights
+        What is left of a convolution's filters: "cut", their weights as they were; or
+        "least_squares", fitted to what the filters computed before the round.
     rounds
         The cost goes down in so many equal ratios, with ``fine_tune`` after each.
     skip
@@ -63,6 +67,7 @@ class SliceConfig:
     shapes: Shapes = "free"
     tn: int = 16
     ti: int = 16
+    weights: Literal["cut", "least_squares"] = "cut"
     rounds: int = 1
     skip: tuple[str, ...] = ()
     batch_size: int = 50
@@ -73,6 +78,8 @@ class SliceConfig:
             raise ValueError(f"keep must be in (0, 1], not {self.keep!r}")
         if self.shapes not in ("square", "rectangle", "free"):
             raise ValueError(f"shapes must be square, rectangle or free, not {self.shapes!r}")
+        if self.weights not in ("cut", "least_squares"):
+            raise ValueError(f"weights must be cut or least_squares, not {self.weights!r}")
         if min(self.tn, self.ti, self.rounds, self.batch_size) < 1:
             raise ValueError("tn, ti, rounds and batch_size must be at least 1")
 
@@ -140,7 +147,10 @@ def lower_slices(
     before = cost(model, shape)
     for number in range(1, config.rounds + 1):
         share = config.keep ** (number / config.rounds)
+        whole = model
         model = _lower_once(model, images, answers, config, cost, share * before)
+        if config.weights == "least_squares":
+            _refit(model, whole, images)
         model = reestimate_bn(model, images) if fine_tune is None else fine_tune(model)
     structure = discover(model, shape)
     taps = {
@@ -314,6 +324,19 @@ def _lower_once(
         else:
             low = middle + 1
     return lowered(low)
+
+
+def _refit(model: nn.Module, whole: nn.Module, images: np.ndarray) -> None:
+    """Fit what is left of each lowered convolution, in place, in the order they run."""
+    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    for name, layer in structure.layers.items():
+        mask = getattr(model.get_submodule(name), MASK, None)
+        if layer.kind == "conv" and mask is not None:
+            keep = (mask != 0).flatten(2).cpu().numpy()
+            filters = np.flatnonzero(~keep.all(axis=(1, 2)))
+            if len(filters):
+                knobs = KernelConfig()
+                refit(model, whole, structure, name, filters, keep[filters], images, knobs)
 
 
 _Move = tuple[str, int, int, np.ndarray]

@@ -23,7 +23,7 @@ from hwgen.compress.slice_reduction import (
     tap_importance,
 )
 from hwgen.compress.structure import discover
-from hwgen.compress.training import Augment, TrainConfig, normalise, train
+from hwgen.compress.training import Augment, TrainConfig, normalise, reestimate_bn, train
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.tile import tile
 from hwgen.quantize import quantize_model
@@ -221,3 +221,25 @@ def test_the_machines_steps_know_tp_and_the_folded_picture(model) -> None:
     pairs = 16 * 8
     steps = pairs * 3 + pairs * 2 * 9 + pairs * 2 * 50 + 2 * 256 + 2
     assert for_machine(config)(model, (3, 16, 16)) == steps
+
+
+def test_least_squares_loses_less_than_cutting_at_the_same_slices(model, images):
+    """By the pre-activations of a layer whose inputs are the same, less each channel's mean."""
+    whole = sort_channels(reestimate_bn(model, images), images)
+    x = normalise(images)
+    taps, errors = [], []
+    for weights in ("cut", "least_squares"):
+        config = SliceConfig(keep=0.9, weights=weights, skip=("0", "6", "11"))
+        lowered, report = lower_slices(whole, images, config)
+        taps.append(report.taps["3"])
+        assert not lowered[3].weight[lowered[3].weight_mask == 0].any()
+        with torch.no_grad():
+            change = lowered[:4](x) - whole[:4](x)
+        errors.append(float(change.var(dim=(0, 2, 3)).mean()))
+    assert np.array_equal(*taps) and not taps[0].all()
+    assert errors[1] < 0.9 * errors[0], errors
+
+
+def test_weights_are_cut_or_fitted():
+    with pytest.raises(ValueError, match="weights must be cut or least_squares, not 'crop'"):
+        SliceConfig(weights="crop")
