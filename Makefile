@@ -46,6 +46,9 @@ test: setup  ## the tests that take seconds
 test-all: setup  ## every test
 	@$(PYTEST)
 
+notebooks: setup  ## run the notebooks on the simulated board; their data go with `shears package`
+	@.venv/bin/python notebooks/execute.py
+
 lint: setup  ## format, style, types and arrows
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -81,4 +84,4 @@ calibrate: setup  ## synthesise small configurations and fit the model of resour
 	@.venv/bin/python -m benchmarks.calibrate
 
 clean:  ## remove what was built; .venv stays
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf build dist notebooks/data .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator room: one archive with all that a board needs, for a board without a network.
 
-It holds a wheel of the board's part of Shears (`hwgen.arch` and `host`: pure Python that needs the
-numpy and the pynq of a PYNQ image), bundles, the overlay where it was built, notebooks, a page
+It holds a wheel of the board's part of Shears (`hwgen.arch`, `host` and the pictures of a profile: pure
+Python that needs the numpy and the pynq of a PYNQ image), bundles, the overlay where it was built, notebooks, a page
 that says what to do, and checksums. The same input gives the same bytes: times are fixed, files
 are in order, and the wheel is written here, without a build backend that would have to be fetched.
 """
@@ -33,7 +33,9 @@ NOT_BUILT = "overlay/NOT-BUILT.txt"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _TAR_TIME = 315532800  # the same moment, in seconds
 _GENERATOR = "shears package"
-_NOTEBOOK_FILES = (".ipynb", ".py", ".md", ".npz", ".npy", ".png", ".jpg")
+# Beside `hwgen.arch`, which is all that they import; the second draws with matplotlib, if asked to.
+_FROM_HWGEN = ("__init__.py", "profile_report.py")
+_NOTEBOOK_FILES = (".ipynb", ".py", ".md", ".npz", ".npy", ".png", ".jpg", ".json", ".bin")
 
 
 class PackageError(ValueError):
@@ -84,7 +86,7 @@ def write_package(
     bitstream
         Folder with one .bit and the .hwh beside it, as `shears build` leaves them.
     notebooks
-        Folder to take along; ignored where there is none.
+        Folder to take along, with its bundles; ignored where there is none.
 
     Raises
     ------
@@ -100,7 +102,9 @@ def write_package(
     name, wheel = board_wheel()
     contents[name] = wheel
     packed: dict[str, _Found] = {}
-    for source in bundles:
+
+    def checked(source: Path) -> _Found:
+        """Read a bundle, or a cascade; it must be for the configuration."""
         found = _bundle_files(source)
         wrong = {digest for digest in found.digests if digest != config.digest()}
         if wrong:
@@ -109,6 +113,10 @@ def write_package(
                 f"{'the bitstream' if overlay else board.key} has, not {min(wrong):016x}; compile "
                 f"it for this board, or give the bitstream of its own with --bitstream"
             )
+        return found
+
+    for source in bundles:
+        found = checked(source)
         if found.name in packed:
             raise PackageError(f"two bundles are called {found.name!r}; rename one of them")
         packed[found.name] = found
@@ -119,13 +127,15 @@ def write_package(
     else:
         contents[NOT_BUILT] = _not_built(board).encode()
     if notebooks is not None and notebooks.is_dir():
+        for place in sorted(notebooks.rglob("manifest.json")):
+            checked(place.parent)
         for place in sorted(notebooks.rglob("*")):
             relative = place.relative_to(notebooks)
             hidden = any(part.startswith(".") for part in relative.parts)
             if place.is_file() and place.suffix in _NOTEBOOK_FILES and not hidden:
                 contents[f"notebooks/{relative.as_posix()}"] = place.read_bytes()
     contents["INSTALL.md"] = _instructions(
-        board, config, list(packed.values()), overlay is not None
+        board, config, list(packed.values()), overlay is not None, _has_notebooks(contents)
     ).encode()
     sums = [
         f"{hashlib.sha256(data).hexdigest()}  {name}" for name, data in sorted(contents.items())
@@ -152,7 +162,8 @@ def board_wheel() -> tuple[str, bytes]:
     version = _version()
     local = f"{version}.board" if "+" in version else f"{version}+board"
     files = {**_sources("hwgen.arch", "hwgen/arch"), **_sources("host", "host")}
-    files["hwgen/__init__.py"] = _package_folder("hwgen").joinpath("__init__.py").read_bytes()
+    for name in _FROM_HWGEN:
+        files[f"hwgen/{name}"] = _package_folder("hwgen").joinpath(name).read_bytes()
     info = f"shears-{local}.dist-info"
     headers = [
         "Metadata-Version: 2.1",
@@ -302,6 +313,10 @@ def _overlay_config(hwh: Path) -> AcceleratorConfig:
     return found[0]
 
 
+def _has_notebooks(contents: Mapping[str, bytes]) -> bool:
+    return any(name.endswith(".ipynb") for name in contents)
+
+
 def _not_built(board: Board) -> str:
     return (
         "No bitstream is in this archive: it was not built when the archive was made.\n\n"
@@ -312,7 +327,11 @@ def _not_built(board: Board) -> str:
 
 
 def _instructions(
-    board: Board, config: AcceleratorConfig, bundles: Sequence[_Found], overlay: bool
+    board: Board,
+    config: AcceleratorConfig,
+    bundles: Sequence[_Found],
+    overlay: bool,
+    notebooks: bool,
 ) -> str:
     """Write INSTALL.md."""
     folder = f"shears-{board.key}"
@@ -321,6 +340,13 @@ def _instructions(
         run = (
             "## 4. Run a network\n\nIn Python as root, or in a notebook on the board, in this "
             f"folder:\n\n```python\n{bundles[0].snippet}```\n"
+        )
+    books = ""
+    if notebooks:
+        books = (
+            f"\n## {5 if bundles else 4}. Notebooks\n\nCopy this folder to where the board's "
+            "Jupyter looks, then open them in its page\n(`http://BOARD:9090`), folder "
+            f"`{folder}/notebooks`:\n\n```sh\ncp -r . /home/xilinx/jupyter_notebooks/{folder}\n```\n"
         )
     missing = "" if overlay else (
         "\n**The bitstream is not in this archive**: overlay/NOT-BUILT.txt says how to get it. "
@@ -365,7 +391,7 @@ python -m host.selftest --overlay overlay/shears.bit
 Every line must say `pass` (`skip` is none of a fault: the line says why). A line that fails says
 what to look at.
 
-{run}"""
+{run}{books}"""
 
 
 def _zip(files: Mapping[str, bytes]) -> bytes:

@@ -151,7 +151,9 @@ def test_the_wheel_is_the_boards_part_alone(tmp_path: Path) -> None:
         wheel.extractall(tmp_path / "files")
     python = [n for n in names if ".dist-info/" not in n]
     rooms = ("hwgen/arch/", "host/")
-    assert all(n == "hwgen/__init__.py" or n.startswith(rooms) for n in python)
+    alone = ("hwgen/__init__.py", "hwgen/profile_report.py")
+    assert all(n in alone or n.startswith(rooms) for n in python)
+    assert set(alone) <= set(python)
     assert {"host/ip.py", "host/selftest.py", "hwgen/arch/isa.py"} <= set(python)
     assert all(n.endswith(".py") for n in python)
     info = next(n for n in names if n.endswith("METADATA")).rpartition("/")[0]
@@ -196,12 +198,21 @@ def test_overlay_notebooks_and_what_is_missing(
     assert not [name for name in found.files if "checkpoints" in name]
     page = (root / "INSTALL.md").read_text()
     assert "not in this archive" not in page and f"`{CONFIG.digest():016x}`" in page
+    assert "## 5. Notebooks" in page
+    shutil.copytree(bundle, notebooks / "data" / "linear")
+    found = write_package(board, [], tmp_path / "c.tar.gz", notebooks=notebooks)
+    root = unpacked(found.path, tmp_path / "data")
+    assert Bundle.load(root / "notebooks" / "data" / "linear").config == CONFIG
+    other = dataclasses.replace(board, config=dataclasses.replace(CONFIG, queue_depth=4))
+    with pytest.raises(PackageError, match="linear must be compiled for configuration"):
+        write_package(other, [], tmp_path / "d.tar.gz", notebooks=notebooks)
     found = write_package(board, [], tmp_path / "b.tar.gz", notebooks=tmp_path / "none")
     root = unpacked(found.path, tmp_path / "without")
     assert not found.overlay and found.digest == CONFIG.digest()
     assert "shears build --board pynq-z2" in (root / NOT_BUILT).read_text()
     page = (root / "INSTALL.md").read_text()
     assert "**The bitstream is not in this archive**" in page and "Run a network" not in page
+    assert "Notebooks" not in page
 
 
 def test_a_cascade_is_one_file(
