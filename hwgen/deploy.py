@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generator room: one archive with all that a board needs, for a board without a network.
 
-It holds a wheel of the board's part of Shears (`hwgen.arch`, `host` and the pictures of a profile: pure
-Python that needs the numpy and the pynq of a PYNQ image), bundles, the overlay where it was built, notebooks, a page
-that says what to do, and checksums. The same input gives the same bytes: times are fixed, files
-are in order, and the wheel is written here, without a build backend that would have to be fetched.
+It holds a wheel of the board's part of Shears (`hwgen.arch`, `host`, the report of profiles: pure
+Python that needs what a PYNQ image has), bundles, the overlay where it was built, notebooks with
+their networks, a page that says what to do, and checksums. The same input gives the same bytes:
+times are fixed, files are in order, and the wheel is written here, without a build backend that
+would have to be fetched.
 """
 
 from __future__ import annotations
@@ -346,7 +347,8 @@ def _instructions(
         books = (
             f"\n## {5 if bundles else 4}. Notebooks\n\nCopy this folder to where the board's "
             "Jupyter looks, then open them in its page\n(`http://BOARD:9090`), folder "
-            f"`{folder}/notebooks`:\n\n```sh\ncp -r . /home/xilinx/jupyter_notebooks/{folder}\n```\n"
+            f"`{folder}/notebooks`:\n\n```sh\ncp -r . /home/xilinx/jupyter_notebooks/{folder}\n"
+            "```\n"
         )
     missing = "" if overlay else (
         "\n**The bitstream is not in this archive**: overlay/NOT-BUILT.txt says how to get it. "
