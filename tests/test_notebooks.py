@@ -30,8 +30,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK: dict[str, dict[str, Any]] = {
     "2-cropped-inference": {"count": 4},
     "3-compress-your-network": {
-        "images": 300,
-        "epochs": 4,
+        "images": 480,
+        "epochs": 8,
         "budget": 0.5,
         "max_steps": 1,
         "methods": ("trim",),
