@@ -93,7 +93,8 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
         pipeline = bench.cropping(small, _Shrunk(bench.base, SIDE), budget=BUDGET)
         return bench.row(method, pipeline, EPOCHS_SHRUNK)
     if step == "cropping":
-        return bench.row(method, bench.cropping(_Shrunk(bench.cropped, SIDE)), EPOCHS_CROP)
+        pipeline = bench.cropping(_Shrunk(bench.cropped, SIDE))
+        return bench.row(method, pipeline, EPOCHS_CROP, {"held out": bench.by_crop()})
     epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(TARGET)
     if step == "cropping + shrinking":
         return bench.row(method, bench.cropping(shrunk), epochs)
@@ -272,10 +273,22 @@ class _Bench:
         model = self.tuned(f"shrunk-{share}", found.model, self.crops(side), config, larger)
         return _Shrunk(model, side)
 
-    def row(self, method: str, pipeline: Pipeline, epochs: int) -> rows.Row:
+    def by_crop(self) -> dict[str, float]:
+        """Return the crop classifier's accuracy on held-out images, by what it is shown of them."""
+        held = self.splits.validation
+        crops = {
+            "whole frames": held.images,
+            "crops by predicted boxes": crop_all(held.images, self.found_in(held), SIDE),
+            "crops by true boxes": crop_all(held.images, _boxes(held), SIDE),
+        }
+        return {name: accuracy(self.cropped, seen, held.labels) for name, seen in crops.items()}
+
+    def row(
+        self, method: str, pipeline: Pipeline, epochs: int, more: dict[str, Any] | None = None
+    ) -> rows.Row:
         """Measure a pipeline on the test images."""
         key = TABLE, NETWORK, DATA, method
-        return measured(key, self.base, pipeline, self.splits, self.seed, epochs, {})
+        return measured(key, self.base, pipeline, self.splits, self.seed, epochs, more or {})
 
     def cropping(self, *classifiers: _Shrunk, budget: float | None = None) -> Pipeline:
         """Return the pipeline of the predictor, if there is one, and these classifiers.
