@@ -19,6 +19,7 @@ from host.errors import (
     NoProgress,
     ProgramError,
     RunStopped,
+    TransportError,
     WrongHardware,
 )
 from host.hls4ml import Hls4mlAccelerator, StreamMismatch, StreamRecord
@@ -50,6 +51,7 @@ __all__ = [
     "RunStopped",
     "StreamMismatch",
     "StreamRecord",
+    "TransportError",
     "WrongHardware",
     "open_overlay",
     "profile",

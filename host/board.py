@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +27,7 @@ from host.errors import (
     DeviceNotFound,
     DigestMismatch,
     RunStopped,
+    TransportError,
     WrongHardware,
 )
 from host.interrupts import InterruptLine
@@ -80,6 +81,16 @@ def import_pynq() -> Any:
         ) from error
 
 
+@contextmanager
+def answering(what: str, lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn an OSError of the device into a TransportError about `what`; call `lost` first."""
+    try:
+        yield
+    except OSError as error:
+        lost()
+        raise TransportError(what, error) from error
+
+
 @dataclass
 class Waiting:
     """How a run waits for its end, and how it went.
@@ -126,6 +137,8 @@ class Board:
         DMA buffers that may still be written because a soft reset did not finish; kept alive.
     allocated
         Name and bytes of DMA memory of each bundle loaded here, by its accelerator.
+    losses
+        How often the way to the board failed: what DDR holds since the last time is unknown.
     """
 
     def __init__(self, device: Any, base_address: int) -> None:
@@ -136,7 +149,10 @@ class Board:
         self._worker: ThreadPoolExecutor | None = None
         self.resident: dict[str, Placement] = {}
         self.quarantine: list[Any] = []
-        self._mmio = import_pynq().MMIO(base_address, ADDRESS_SPACE_BYTES, device=device)
+        self.losses = 0
+        mmio = import_pynq().MMIO
+        with answering(f"opening the registers at {base_address:#010x}"):
+            self._mmio = mmio(base_address, ADDRESS_SPACE_BYTES, device=device)
         self._mark = secrets.randbits(31) | 1
         self._written: dict[str, int] = {}
 
@@ -166,24 +182,43 @@ class Board:
             return self._worker
 
     def read(self, name: str) -> int:
-        """Read a register."""
-        return int(self._mmio.read(BY_NAME[name].offset)) & 0xFFFFFFFF
+        """Read a register; raises TransportError when the device does not answer."""
+        try:
+            return int(self._mmio.read(BY_NAME[name].offset)) & 0xFFFFFFFF
+        except OSError as error:
+            self._lost()
+            raise TransportError(f"reading {name}", error) from error
 
     def read_fields(self, name: str) -> dict[str, int]:
         """Read a register, split into its fields."""
         return _LAYOUTS[name].unpack(self.read(name))
 
     def write(self, name: str, value: int) -> None:
-        """Write a register; one that keeps its value and has it already is left alone."""
+        """Write a register; one that keeps its value and has it already is left alone.
+
+        Raises TransportError when the device does not answer.
+        """
         register = BY_NAME[name]
-        if register.access is Access.READ_WRITE:
-            if self._written.get(name) == value:
-                return
-            self._written.pop(name, None)  # unknown, should the write fail
+        keeps = register.access is Access.READ_WRITE
+        if keeps and self._written.get(name) == value:
+            return
+        self._written.pop(name, None)  # unknown, should the write fail
+        try:
             self._mmio.write(register.offset, int(value))
+        except OSError as error:
+            self._lost()
+            raise TransportError(f"writing {name}", error) from error
+        if keeps:
             self._written[name] = value
-        else:
-            self._mmio.write(register.offset, int(value))
+
+    def answering(self, what: str) -> AbstractContextManager[None]:
+        """Turn an OSError of the device inside the block into a TransportError about `what`."""
+        return answering(what, self._lost)
+
+    def _lost(self) -> None:
+        """Note that the way to the board failed."""
+        self.losses += 1
+        self.forget()
 
     def command(self, name: str) -> None:
         """Pulse one bit of CONTROL."""
@@ -244,7 +279,8 @@ class Board:
         """Stop whatever runs; returns whether the accelerator came back idle in time.
 
         On-chip memories keep their contents, but a load may have been cut short, so nothing counts
-        as resident any more. Buffers in quarantine are let go on success.
+        as resident any more. Buffers in quarantine are let go on success. The mark is not written
+        here: where it is gone, another bitstream may be there, and the next `claim` must see it.
         """
         self.forget()
         self.command("soft_reset")
@@ -255,7 +291,6 @@ class Board:
             status = self.read_fields("STATUS")
             if status["idle"] and not (status["running"] or status["error"] or status["resetting"]):
                 self.quarantine.clear()
-                self.write(MARK_REGISTER, self._mark)
                 return True
             if late:
                 return False
@@ -282,6 +317,8 @@ class Board:
             Of the error code's family. The accelerator has been reset and is usable.
         AcceleratorTimeout
             After `timeout_s`; a reset has been tried.
+        TransportError
+            When the device does not answer; the next `claim` stops what still runs.
         """
         self.write("PROGRAM_ADDRESS", address)
         self.write("PROGRAM_LENGTH", len(program) // isa.INSTRUCTION_BYTES)
@@ -295,7 +332,10 @@ class Board:
             self.command("start")
             finished = self._wait(timeout_s, waiting)
         except BaseException:  # KeyboardInterrupt too: nothing may go on writing to our buffers
-            self.soft_reset()
+            try:
+                self.soft_reset()
+            except TransportError as lost:  # the next run resets it
+                LOG.warning("%s was broken off and can't be stopped: %s", what, lost)
             raise
         if not finished:
             raise self._timeout(what, timeout_s, program, waiting.how, self.soft_reset)

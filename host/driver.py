@@ -127,7 +127,8 @@ class Accelerator:
         For arguments that make no sense.
     InterruptUnavailable
         With ``wait="interrupt"``, when there is none.
-    DeviceNotFound, WrongHardware, DigestMismatch, AllocationError, RunStopped, AcceleratorTimeout
+    DeviceNotFound, WrongHardware, DigestMismatch, AllocationError, RunStopped, AcceleratorTimeout,
+    TransportError
         See `host.errors`; nothing stays allocated.
     """
 
@@ -174,6 +175,7 @@ class Accelerator:
         self._buffers: dict[str, Any] = {}
         self._last_run: RunRecord | None = None
         self._open = True
+        self._copied = -1
         self._lookup = _code_lookup(bundle)
         self._resident_key = hashlib.sha256(
             bundle.setup + bundle.constants + repr(bundle.placement).encode()
@@ -202,10 +204,14 @@ class Accelerator:
             When the board has no memory for it.
         RunStopped, AcceleratorTimeout
             When the setup program fails (after one retry, for transient errors).
+        TransportError
+            When the device does not answer.
         """
         with self._held("loading"):
             self._check_open()
             self._board.check_identity(self.bundle.config.digest())
+            # Before any memory is written: a run that a killed process left may still write to it.
+            self._board.claim(self.bundle.config.digest())
             self._waiting = self._choose_waiting()
             if not self._buffers:
                 self._allocate()
@@ -267,7 +273,7 @@ class Accelerator:
         ValueError
             For another shape or dtype, NaN or infinity, or a bundle with several outputs or of
             several images.
-        RunStopped, AcceleratorTimeout, AcceleratorClosed
+        RunStopped, AcceleratorTimeout, TransportError, AcceleratorClosed
             See `host.errors`. The board is usable afterwards.
         """
         self._check_single_output("run")
@@ -430,17 +436,20 @@ class Accelerator:
 
     def _copy_constants(self) -> None:
         """Write programs and constants to DDR, whatever is there."""
+        self._copied = self._board.losses
         for name in ("setup", "program", "constants"):
             if name in self._buffers:
                 buffer = self._buffers[name]
                 buffer[:] = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
-                buffer.flush()
+                with self._board.answering(f"copying the {name} of {self.bundle.name!r}"):
+                    buffer.flush()
 
     def _damage(self) -> str:
         """Say where DDR differs from the bundle, for a checksum error."""
         for name in ("setup", "program", "constants"):
             if name in self._buffers:
-                self._buffers[name].invalidate()
+                with self._board.answering(f"reading the {name} of {self.bundle.name!r}"):
+                    self._buffers[name].invalidate()
                 good = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
                 wrong = np.flatnonzero(np.asarray(self._buffers[name]) != good)
                 if len(wrong):
@@ -476,6 +485,8 @@ class Accelerator:
         """Make our constants the resident ones of their region."""
         board, placement = self._board, self.bundle.placement
         board.claim(self.bundle.config.digest())
+        if self._copied != board.losses:  # the board may have been without power since
+            self._copy_constants()
         if self._resident_key in board.resident:
             return
         # Also without a setup program: then each run streams weights through the region.
@@ -512,7 +523,8 @@ class Accelerator:
             self._check_open()
             copying = time.perf_counter()
             self._buffers["input"][:] = raw
-            self._buffers["input"].flush()
+            with self._board.answering(f"copying the input of {self.bundle.name!r}"):
+                self._buffers["input"].flush()
             copied = time.perf_counter()
             setup_seconds = 0.0
 
@@ -528,7 +540,8 @@ class Accelerator:
             counters = self._board.counters()
             unpacking = time.perf_counter()
             output = self._buffers["output"]
-            output.invalidate()
+            with self._board.answering(f"reading the output of {self.bundle.name!r}"):
+                output.invalidate()
             outputs = self.bundle.unpack_outputs(np.array(output, dtype=np.uint8))
             ended = time.perf_counter()
             self._last_run = RunRecord(

@@ -10,6 +10,7 @@
       AllocationError     no DMA memory for the bundle
       AcceleratorClosed   used after close()
       BoardBusy           another thread keeps the board
+      TransportError      the way to the board failed: pulled out, no power, no permission
       InterruptUnavailable  wait='interrupt', and pynq gives none
       AcceleratorTimeout  neither END nor an error in time
       RunStopped          the hardware stopped the run and says why
@@ -76,6 +77,21 @@ class BoardBusy(AcceleratorError):
         super().__init__(
             f"{what} must get the board within {seconds:g} s, but thread {holder!r} keeps it; wait "
             "for its run, leave its `with accelerator.locked()`, or give a larger timeout_s"
+        )
+
+
+class TransportError(AcceleratorError):
+    """The way to the board failed in the middle of something; `__cause__` is the OSError.
+
+    What the board was at is unknown then. The next run finds out, resets it and copies programs
+    and constants anew, so that it works once the board answers again.
+    """
+
+    def __init__(self, what: str, error: OSError) -> None:
+        super().__init__(
+            f"{what} failed: {type(error).__name__}: {error}; look at the cable and the power, and "
+            "whether this process may use the device (on a PYNQ image: root); the next run works "
+            "once the board answers again"
         )
 
 

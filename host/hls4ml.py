@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from host.board import Board, active_device, board_at, import_pynq
+from host.board import Board, active_device, answering, board_at, import_pynq
 from host.dma import HALTED, IDLE, Dma, DmaError, DmaStatus, DmaTimeout, after, find_dma
 from host.driver import RunRecord, cma_bytes
 from host.errors import AcceleratorClosed, AcceleratorError, AllocationError, WrongHardware
@@ -122,7 +122,8 @@ class Hls4mlAccelerator:
         self._device = getattr(overlay, "device", None) or device or active_device()
         _check_network(overlay.ip_dict, bundle)
         name = find_dma(overlay.ip_dict, dma)
-        self._dma = Dma(name, overlay.ip_dict[name], self._device, WORD_BYTES)
+        with answering(f"opening the DMA {name!r}"):
+            self._dma = Dma(name, overlay.ip_dict[name], self._device, WORD_BYTES)
         self._images = min(most_images, self._most_images())
         self._board: Board = board_at(self._device, self._dma.base_address)
         self._buffers: dict[str, Any] = {}
@@ -156,7 +157,7 @@ class Hls4mlAccelerator:
         DmaTimeout, DmaError
             When the test images do not come through.
         """
-        with self._held("loading"):
+        with self._held("loading"), self._board.answering(self._what("loading")):
             self._check_open()
             if not self._buffers:
                 self._allocate()
@@ -204,7 +205,7 @@ class Hls4mlAccelerator:
         ------
         ValueError
             For another shape or dtype, NaN or infinity.
-        DmaTimeout, DmaError, StreamMismatch, AcceleratorClosed
+        DmaTimeout, DmaError, StreamMismatch, TransportError, AcceleratorClosed
             See `host.dma`. The board is usable afterwards, unless the message says otherwise.
         """
         started = time.perf_counter()
@@ -369,7 +370,7 @@ class Hls4mlAccelerator:
         """Run codes (n, H, W, C), n no more than one transfer takes, and keep the record."""
         words = self.bundle.input.to_words(codes)
         packed = time.perf_counter()
-        with self._held("running"):
+        with self._held("running"), self._board.answering(self._what("running")):
             self._check_open()
             held = time.perf_counter()
             self._make_ready()
@@ -413,7 +414,10 @@ class Hls4mlAccelerator:
         try:
             status = self._dma.exchange(source, sent, target, received, self.timeout_s)
         except BaseException:  # KeyboardInterrupt too: nothing may go on writing to our buffers
-            self._dma.reset()
+            try:
+                self._dma.reset()
+            except OSError as error:  # the next run resets it
+                LOG.warning("%s can't be stopped: %s", self._what("running"), error)
             raise
         if not status.done:
             what, trouble = self._what("running"), self._recover()

@@ -173,7 +173,7 @@ def test_a_device_that_went_away_can_be_closed(weight, device, codes, monkeypatc
         raise OSError("device removed")
 
     monkeypatch.setattr(device, "read_registers", gone)
-    with pytest.raises(OSError, match="device removed"):
+    with pytest.raises(host.TransportError, match="OSError: device removed"):
         accelerator.run_int8(codes)
     accelerator.close()
     assert not device.allocated
