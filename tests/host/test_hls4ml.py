@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import itertools
 import json
 import re
 import threading
@@ -650,6 +651,37 @@ def test_an_interrupted_run_leaves_nothing_under_way(
             accelerator.run_int8(codes_for(rng))
     assert not any(channel.active for channel in device.channels.values())
     assert works(accelerator, graph, rng) and overlay.downloads == 1
+
+
+def test_pulled_out_at_any_access_of_a_run(accelerator, device, graph, rng, monkeypatch) -> None:
+    """A TransportError, and the next run works once the board is there again."""
+    left = None
+
+    def behind_a_cable(method):
+        def access(*arguments):
+            nonlocal left
+            if left is not None:
+                if left == 0:
+                    raise OSError(5, "Input/output error")
+                left -= 1
+            return method(*arguments)
+
+        return access
+
+    for name in ("read_registers", "write_registers", "flush", "invalidate"):
+        monkeypatch.setattr(device, name, behind_a_cable(getattr(device, name)))
+    for accesses in itertools.count():
+        left = accesses
+        try:
+            accelerator.run_int8(codes_for(rng))
+        except host.TransportError as error:
+            assert "running 'net'" in str(error) or "loading 'net'" in str(error)
+        else:
+            break
+        left = None
+        assert works(accelerator, graph, rng)
+    left = None
+    assert accesses > 10
 
 
 @pytest.mark.slow
