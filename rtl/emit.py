@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,20 @@ def emit_verilog(config: AcceleratorConfig) -> str:
 
     The text depends on the configuration alone.
     """
-    text = verilog.convert(
-        _Shears(config), name=TOP_NAME, emit_src=False, strip_internal_attrs=True
-    )
+    return to_verilog(_Shears(config), TOP_NAME, config)
+
+
+def to_verilog(
+    component: Any, name: str, config: AcceleratorConfig, more: Mapping[str, Any] | None = None
+) -> str:
+    """Return the Verilog of a top that has an accelerator in it; the header tells its numbers."""
+    text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
     text = _ZEROED_MEMORY.sub(_zero_in_a_loop, text)
+    numbers = {**config.to_dict(), **(more or {})}
     header = [
         "// SPDX-License-Identifier: Apache-2.0",
         f"// Shears accelerator, instruction set {ISA_VERSION}, digest {config.digest():016x}",
-        *(f"//   {name} = {value}" for name, value in config.to_dict().items()),
+        *(f"//   {key} = {value}" for key, value in numbers.items()),
     ]
     return "\n".join(header) + "\n" + text
 
