@@ -889,11 +889,13 @@ def _package(arguments: argparse.Namespace) -> Report:
 
     board = load_board(arguments.board)
     folder: Path = arguments.bitstream or Path("build") / board.key
+    # Without Vivado, `shears build` leaves its folder there without a bitstream.
+    built = any(folder.glob("*.bit"))
     found = write_package(
         board,
         arguments.bundles,
         arguments.out or Path("build") / f"shears-{board.key}.tar.gz",
-        bitstream=folder if arguments.bitstream or folder.is_dir() else None,
+        bitstream=folder if arguments.bitstream or built else None,
         notebooks=arguments.notebooks or Path("notebooks"),
     )
     for name, size in found.files.items():
