@@ -86,6 +86,9 @@ def answering(what: str, lost: Callable[[], None] = lambda: None) -> Iterator[No
     """Turn an OSError of the device into a TransportError about `what`; call `lost` first."""
     try:
         yield
+    except TransportError:  # it says already what failed
+        lost()
+        raise
     except OSError as error:
         lost()
         raise TransportError(what, error) from error
@@ -185,6 +188,9 @@ class Board:
         """Read a register; raises TransportError when the device does not answer."""
         try:
             return int(self._mmio.read(BY_NAME[name].offset)) & 0xFFFFFFFF
+        except TransportError:
+            self._lost()
+            raise
         except OSError as error:
             self._lost()
             raise TransportError(f"reading {name}", error) from error
@@ -205,6 +211,9 @@ class Board:
         self._written.pop(name, None)  # unknown, should the write fail
         try:
             self._mmio.write(register.offset, int(value))
+        except TransportError:
+            self._lost()
+            raise
         except OSError as error:
             self._lost()
             raise TransportError(f"writing {name}", error) from error

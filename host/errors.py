@@ -11,6 +11,12 @@
       AcceleratorClosed   used after close()
       BoardBusy           another thread keeps the board
       TransportError      the way to the board failed: pulled out, no power, no permission
+        LinkError         of a serial link
+          LinkLost        the port is gone, or cannot be opened
+          LinkTimeout     the board does not answer
+          LinkDamaged     too many bytes come damaged
+          LinkRefused     the board understood and refused
+          WrongLink       what answers is no board of this version
       InterruptUnavailable  wait='interrupt', and pynq gives none
       AcceleratorTimeout  neither END nor an error in time
       RunStopped          the hardware stopped the run and says why
@@ -93,6 +99,43 @@ class TransportError(AcceleratorError):
             "whether this process may use the device (on a PYNQ image: root); the next run works "
             "once the board answers again"
         )
+
+
+class LinkError(TransportError, OSError):
+    """The serial link to a board failed, after as many attempts as it makes."""
+
+    def __init__(self, message: str) -> None:
+        RuntimeError.__init__(self, message)
+
+
+class LinkLost(LinkError):
+    """The serial port is gone or cannot be opened; `__cause__` has the system's words."""
+
+
+class LinkTimeout(LinkError):
+    """Nothing came back from the board in time."""
+
+
+class LinkDamaged(LinkError):
+    """What came back was damaged, again and again."""
+
+
+class LinkRefused(LinkError):
+    """The board understood a request and refused it.
+
+    Attributes
+    ----------
+    status
+        The `hwgen.arch.link.Status`, or a bare number that this version does not know.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class WrongLink(LinkError):
+    """What answers at the serial port is no Shears board of this version."""
 
 
 class InterruptUnavailable(AcceleratorError):

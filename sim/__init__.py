@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sim.board import OutOfDeviceMemoryError, SimulatedBoard
     from sim.harness import Harness, ProtocolViolation, RegisterAccessError, SimulationError
     from sim.network_bench import run_bundle_in_cocotb
+    from sim.serial_port import SimulatedSerialPort
     from sim.simulator import BuildError
 
 # Imported on first use: a cocotb bench needs no pynq, and the harness needs no cocotb.
@@ -20,6 +21,7 @@ _HOMES = {
     "ProtocolViolation": "sim.harness",
     "RegisterAccessError": "sim.harness",
     "SimulatedBoard": "sim.board",
+    "SimulatedSerialPort": "sim.serial_port",
     "SimulationError": "sim.harness",
     "run_bundle_in_cocotb": "sim.network_bench",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "ProtocolViolation",
     "RegisterAccessError",
     "SimulatedBoard",
+    "SimulatedSerialPort",
     "SimulationError",
     "run_bundle_in_cocotb",
 ]

@@ -66,21 +66,34 @@ def check_tools() -> None:
 
 def verilog_for(config: AcceleratorConfig, cache: Path) -> str:
     """Emit a configuration's Verilog, or read what the same sources emitted before."""
+    from rtl.emit import emit_verilog
+
+    return kept_verilog(f"{config.digest():x}", lambda: emit_verilog(config), cache)
+
+
+def kept_verilog(key: str, emit: Callable[[], str], cache: Path) -> str:
+    """Return what `emit` gives for `key`, or what the same sources gave before."""
     import hwgen.arch
     import rtl
-    from rtl.emit import emit_verilog
 
     folders = [Path(str(module.__file__)).parent for module in (hwgen.arch, rtl)]
     sources = [path.read_bytes() for folder in folders for path in sorted(folder.glob("*.py"))]
     version = metadata.version("amaranth").encode()
-    key = _digest([f"{config.digest():x}".encode(), version, *sources])
-    file = cache / f"{key}.v"
-    _once(file, lambda work: work.write_text(emit_verilog(config)))
+    file = cache / f"{_digest([key.encode(), version, *sources])}.v"
+    _once(file, lambda work: work.write_text(emit()))
     return file.read_text()
 
 
-def build_library(verilog: str, cache: Path, *, threads: int = 1, trace: bool = False) -> Path:
-    """Verilate and compile top module `shears` with the harness; return the library's path.
+def build_library(
+    verilog: str,
+    cache: Path,
+    *,
+    threads: int = 1,
+    trace: bool = False,
+    top: str = "shears",
+    harness: Path = HARNESS_SOURCE,
+) -> Path:
+    """Verilate and compile a top module with its harness; return the library's path.
 
     Parameters
     ----------
@@ -92,6 +105,8 @@ def build_library(verilog: str, cache: Path, *, threads: int = 1, trace: bool = 
         Threads of one simulation.
     trace
         Build the variant that writes VCD; it is larger and slower.
+    top, harness
+        Name of the top module, and the C++ around it, which knows the model as ``V`` + `top`.
 
     Raises
     ------
@@ -105,12 +120,12 @@ def build_library(verilog: str, cache: Path, *, threads: int = 1, trace: bool = 
         version = _run(["verilator", "--version"], Path.cwd())
     parts = [
         text.encode(),
-        HARNESS_SOURCE.read_bytes(),
+        harness.read_bytes(),
         version.encode(),
         *map(str.encode, options),
     ]
     folder = cache / _digest(parts)
-    _once(folder, lambda work: _build(text, work, threads, trace))
+    _once(folder, lambda work: _build(text, work, threads, trace, top, harness))
     return folder / LIBRARY
 
 
@@ -133,7 +148,7 @@ def compact(verilog: str) -> str:
     return run.sub(loop, verilog)
 
 
-def _build(verilog: str, folder: Path, threads: int, trace: bool) -> None:
+def _build(verilog: str, folder: Path, threads: int, trace: bool, top: str, harness: Path) -> None:
     """Write everything that one library is made of into `folder`, and keep the library alone."""
     from rtl.emit import LINT_WAIVERS  # each with its reason there
 
@@ -146,8 +161,8 @@ def _build(verilog: str, folder: Path, threads: int, trace: bool) -> None:
     with verilator_environment():
         _run(
             [
-                *("verilator", "--cc", "shears.v", "--top-module", "shears"),
-                *("--prefix", "Vshears", "--Mdir", ".", "-O3"),
+                *("verilator", "--cc", "shears.v", "--top-module", top),
+                *("--prefix", f"V{top}", "--Mdir", ".", "-O3"),
                 *("--x-assign", "fast", "--x-initial", "fast"),
                 *("--output-split", str(_SPLIT_STATEMENTS), "--threads", str(threads)),
                 *(f"-Wno-{name}" for name in LINT_WAIVERS),
@@ -157,14 +172,14 @@ def _build(verilog: str, folder: Path, threads: int, trace: bool) -> None:
             work,
         )
         # Verilator's own make knows how it was built, not how it runs: see verilator_environment.
-        make = ["make", "-f", "Vshears.mk", "CFG_CXXFLAGS_PCH_I=-include", *_OPTIMISE]
+        make = ["make", "-f", f"V{top}.mk", "CFG_CXXFLAGS_PCH_I=-include", *_OPTIMISE]
         _run([*make, f"-j{os.cpu_count() or 1}"], work)
         include = Path(_run(["verilator", "--getenv", "VERILATOR_ROOT"], work).strip()) / "include"
     _run(
         [
             *("g++", "-std=gnu++17", "-O2", "-shared", *_COMPILE, *define, "-I.", f"-I{include}"),
-            *(f"-I{include / 'vltstd'}", "-o", str(folder / LIBRARY), str(HARNESS_SOURCE)),
-            *("libVshears.a", "libverilated.a", "-pthread", "-Wl,-Bsymbolic"),
+            *(f"-I{include / 'vltstd'}", "-o", str(folder / LIBRARY), str(harness)),
+            *(f"libV{top}.a", "libverilated.a", "-pthread", "-Wl,-Bsymbolic"),
         ],
         work,
     )

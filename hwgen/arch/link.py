@@ -36,6 +36,9 @@ LINK_MAGIC = 0x4B4C4853  # "SHLK" as little-endian bytes
 REQUEST_SYNC = 0xA5
 ANSWER_SYNC = 0x5A
 
+#: What a host assumes. A board file may say otherwise.
+DEFAULT_BAUD = 2_000_000
+
 #: Most bytes of data in a packet: 20 ms of line at 2 Mbaud, and little to repeat.
 PAYLOAD_BYTES_MOST = 4096
 #: Registers and memory are addressed in whole units of this many bytes.
