@@ -73,7 +73,7 @@ class SerialBoard(Device):
         `read`, `write` and `timeout` as pyserial's `Serial`, a `sim.SimulatedSerialPort` among
         them. `close` leaves such an object open.
     baud
-        Bits a second; the board file's.
+        Bits a second, as the board file says; by default 2,000,000, or what `port` is set to.
     timeout_s
         Longest wait for an answer to begin.
     retries
@@ -101,11 +101,13 @@ class SerialBoard(Device):
         self,
         port: Any,
         *,
-        baud: int = link.DEFAULT_BAUD,
+        baud: int | None = None,
         timeout_s: float = 0.5,
         retries: int = 3,
         register_base: int = DEFAULT_BASE_ADDRESS,
     ) -> None:
+        if baud is None:
+            baud = int(getattr(port, "baudrate", link.DEFAULT_BAUD))
         if not timeout_s > 0 or retries < 0 or baud < 1:
             raise ValueError(
                 "timeout_s and baud must be above 0 and retries 0 or more, not "

@@ -29,8 +29,8 @@ class Bridge(wiring.Component):
 
     `axi` is an AXI4-Lite master with one access at a time; it waits for its slave, which must
     answer. Between packets it looks at the accelerator's STATUS every `POLL_CYCLES` cycles:
-    `running` and `failed` are what it read. `packet` is high in one cycle for each answer begun,
-    `refused` says that its status was not OK.
+    `running` and `failed` are what it read. `packet` is high in one cycle for each answer, and
+    `refused` then says that its status is not OK.
     """
 
     POLL_CYCLES = 1 << 16
@@ -248,7 +248,6 @@ class Bridge(wiring.Component):
                     check.data.eq(send.payload),
                     check.start.eq(count == 0),
                     check.valid.eq(send.ready),
-                    self.packet.eq((count == 0) & send.ready),
                 ]
                 with m.If(send.ready):
                     m.d.sync += count.eq(count + 1)
@@ -313,6 +312,7 @@ class Bridge(wiring.Component):
                     send.payload.eq(status),
                     check.data.eq(send.payload),
                     check.valid.eq(send.ready),
+                    self.packet.eq(send.ready),
                 ]
                 with m.If(send.ready):
                     m.next = "SEAL"

@@ -269,7 +269,7 @@ def fault_of(command: int, address: int, length: int, memory_bytes: int) -> Stat
     if command not in Command.__members__.values():
         return Status.BAD_COMMAND
     if command == Command.PING:
-        return None if length == IDENTITY_BYTES else Status.BAD_ADDRESS
+        return None if (address, length) == (0, IDENTITY_BYTES) else Status.BAD_ADDRESS
     memory = command in (Command.READ_MEMORY, Command.WRITE_MEMORY)
     unit = MEMORY_BYTES if memory else REGISTER_BYTES
     first, size = (MEMORY_BASE, memory_bytes) if memory else (0, ADDRESS_SPACE_BYTES)
