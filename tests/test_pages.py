@@ -97,6 +97,26 @@ def test_what_a_page_mentions_exists(page: str) -> None:
     assert looked_up >= 15
 
 
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    bare = (re.sub(r"\]\([^)]*\)", "", each).lower() for each in headings)
+    return {re.sub(r"[^\w\- ]", "", each).replace(" ", "-") for each in bare}
+
+
+def test_links_into_pages_lead_to_headings() -> None:
+    """What stands behind the # of a link is a heading there."""
+    found, missing = 0, []
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name, anchor in re.findall(r"\]\(([^)#:]*)#([\w-]+)\)", text):
+            found += 1
+            if anchor not in _anchors(page.parent / name if name else page):
+                missing.append((page.name, name, anchor))
+    assert not missing
+    assert found >= 5
+
+
 def test_the_check_notices() -> None:
     """What is not there is not found."""
     assert _found("hwgen/passes/tiles.py") is None
