@@ -9,7 +9,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,15 +28,19 @@ from host.errors import (
     InterruptUnavailable,
     RunStopped,
 )
+from host.frames import Frame
 from host.interrupts import InterruptLine
-from hwgen.arch import isa, numerics
+from hwgen.arch import isa
 from hwgen.arch.bundle import (
     BASE_CONSTANTS,
+    BASE_FRAME,
     BASE_INPUT,
     BASE_OUTPUT,
     BASE_SCRATCH,
+    BASE_TABLES,
     Bundle,
 )
+from hwgen.arch.frames import FrameProgram, code_table, frame_program
 from hwgen.arch.package import IP_VLNV
 from hwgen.arch.registers import BY_NAME, WATCHDOG_DEFAULT_CYCLES
 
@@ -46,6 +50,9 @@ DEFAULT_BASE_ADDRESS = 0x43C0_0000
 """Where Vivado puts the first slave on a Zynq-7000's GP0."""
 
 WAITS = ("auto", "interrupt", "poll")
+FRAME_PROGRAMS_MOST = 8
+"""Programs for boxes of different sizes that an accelerator keeps in DMA memory."""
+
 MEMORY_INFO = "/proc/meminfo"
 
 _ADDRESS_LIMIT = 1 << 32
@@ -176,7 +183,10 @@ class Accelerator:
         self._last_run: RunRecord | None = None
         self._open = True
         self._copied = -1
-        self._lookup = _code_lookup(bundle)
+        self._lookup = code_table(bundle)
+        # What the buffers that a run does not write must hold, by their names.
+        self._contents = {name: getattr(bundle, name) for name in ("setup", "program", "constants")}
+        self._frame_programs: dict[str, FrameProgram] = {}
         self._resident_key = hashlib.sha256(
             bundle.setup + bundle.constants + repr(bundle.placement).encode()
         ).hexdigest()
@@ -214,7 +224,14 @@ class Accelerator:
             self._board.claim(self.bundle.config.digest())
             self._waiting = self._choose_waiting()
             if not self._buffers:
-                self._allocate()
+                self._allocate(
+                    {
+                        **{name: len(content) for name, content in self._contents.items()},
+                        "input": self.bundle.input_bytes,
+                        "output": self.bundle.output_bytes,
+                        "scratch": self.bundle.scratch_bytes,
+                    }
+                )
             self._copy_constants()
             self._board.resident.pop(self._resident_key, None)
             self._attempt(self._ensure_setup)
@@ -285,6 +302,91 @@ class Accelerator:
         started = time.perf_counter()
         codes = self._execute(self._quantize(image), started)[0]
         return self.bundle.dequantize_output(0, codes)
+
+    def run_box(
+        self, frame: Frame, y0: int, x0: int, height: int, width: int
+    ) -> NDArray[np.float32]:
+        """Run the network on a box of a frame that lies in DMA memory.
+
+        The accelerator reads the box, resizes it to the network's input as `hwgen.arch.crop.resize`
+        does, and turns bytes into codes: the processor touches no pixel. The result equals
+        ``run(resize(box))``, bit for bit. A box of another size than those before gets a program of
+        its own, once; where in the frame the box lies costs nothing.
+
+        Parameters
+        ----------
+        frame
+            Flushed, if the processor wrote it.
+        y0, x0, height, width
+            The box in pixels: ``frame.pixels[y0 : y0 + height, x0 : x0 + width]``.
+
+        Returns
+        -------
+        numpy.ndarray
+            As `run`.
+
+        Raises
+        ------
+        ValueError
+            For a box that is not inside the frame, or a frame with other channels.
+        hwgen.arch.frames.FrameError
+            When the machine has no resampler, or the box is too large for it, or the bundle takes
+            no pictures.
+        RunStopped, AcceleratorTimeout, AcceleratorClosed, AllocationError
+            As `run`.
+        """
+        self._check_single_output("run_box")
+        started = time.perf_counter()
+        rows, columns, channels = frame.shape
+        if channels != self.bundle.input.shape[0]:
+            raise ValueError(
+                f"a frame for {self.bundle.name!r} must have {self.bundle.input.shape[0]} "
+                f"channels, not {channels}"
+            )
+        inside = 0 <= y0 and 0 <= x0 and y0 + height <= rows and x0 + width <= columns
+        if not inside or height < 1 or width < 1:
+            raise ValueError(
+                f"a box must lie inside the frame of {rows} x {columns} pixels, not at "
+                f"y {y0}, x {x0} with {height} x {width}"
+            )
+        address = frame.address + y0 * frame.pitch_bytes + x0 * channels
+
+        def ready() -> Callable[[], None]:
+            name = self._frame_program(height, width, frame.pitch_bytes)
+            program = self._frame_programs[name].program
+            tables = int(self._buffers[name].device_address) + len(program)
+            bases = {BASE_TABLES: tables, BASE_FRAME: address}
+            return lambda: self._program(name, program, bases)
+
+        codes = self._run(ready, started, 0.0)[0]
+        return self.bundle.dequantize_output(0, codes)
+
+    def _frame_program(self, height: int, width: int, pitch: int) -> str:
+        """Return the name of the program for boxes of this size; make it, if it is not here."""
+        name = f"program for boxes of {height} x {width} pixels, {pitch} bytes a row"
+        if name in self._frame_programs:
+            self._frame_programs[name] = self._frame_programs.pop(name)  # the newest, again
+            return name
+        program = frame_program(self.bundle, height, width, pitch)
+        while len(self._frame_programs) >= FRAME_PROGRAMS_MOST:
+            oldest = next(iter(self._frame_programs))
+            del self._frame_programs[oldest]
+            self._release(oldest)
+        self._contents[name] = program.program + program.tables
+        try:
+            self._allocate({name: len(self._contents[name])})
+        except BaseException:
+            del self._contents[name]
+            raise
+        self._frame_programs[name] = program
+        self._copy(name)
+        return name
+
+    def _release(self, name: str) -> None:
+        """Give one buffer back whose content is ours."""
+        bundle, held = self._board.allocated[self]
+        self._board.allocated[self] = bundle, held - len(self._contents.pop(name))
+        self._buffers.pop(name).freebuffer()
 
     async def run_async(self, image: ArrayLike) -> NDArray[np.float32]:
         """Run one image as `run` does, while the caller's event loop goes on.
@@ -385,42 +487,39 @@ class Accelerator:
                 f"{method} must be used with one output, not {count}; try run_outputs_int8"
             )
 
-    def _allocate(self) -> None:
-        """Allocate a buffer for each region that is not empty."""
-        bundle = self.bundle
-        sizes = {
-            "setup": len(bundle.setup),
-            "program": len(bundle.program),
-            "constants": len(bundle.constants),
-            "input": bundle.input_bytes,
-            "output": bundle.output_bytes,
-            "scratch": bundle.scratch_bytes,
-        }
+    def _allocate(self, sizes: Mapping[str, int]) -> None:
+        """Allocate a buffer for each region that is not empty; all of them, or none."""
+        bundle, alignment = self.bundle, isa.INSTRUCTION_BYTES
+        made: dict[str, Any] = {}
         allocate = import_pynq().allocate
         try:
             for name, size in sizes.items():
-                if size:
-                    self._buffers[name] = allocate((size,), dtype="u1", target=self._device)
-        except Exception as error:
-            asked = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
-            self._free_all()
-            reason = str(error).rstrip(".") or type(error).__name__
-            raise AllocationError(
-                f"no DMA memory for the {name} of {bundle.name!r}: {size} bytes refused "
-                f"({reason}); it needs {sum(sizes.values())} bytes in all ({asked}); "
-                f"{self._memory_state()}; close other accelerators, or enlarge the board's CMA"
-            ) from error
-        for name, buffer in self._buffers.items():
-            address = int(buffer.device_address)
-            alignment = isa.INSTRUCTION_BYTES
-            if address % alignment or address + sizes[name] > _ADDRESS_LIMIT:
-                self._free_all()
-                raise AllocationError(
-                    f"the {name} buffer of {bundle.name!r} must lie below 4 GiB at a multiple of "
-                    f"{alignment} bytes, not at {address:#x}"
-                )
-
-        self._board.allocated[self] = (bundle.name, sum(sizes.values()))
+                if not size:
+                    continue
+                try:
+                    made[name] = allocate((size,), dtype="u1", target=self._device)
+                except Exception as error:
+                    asked = ", ".join(f"{key} {value}" for key, value in sizes.items() if value)
+                    reason = str(error).rstrip(".") or type(error).__name__
+                    _free(made)
+                    raise AllocationError(
+                        f"no DMA memory for the {name} of {bundle.name!r}: {size} bytes refused "
+                        f"({reason}); it needs {sum(sizes.values())} bytes in all ({asked}); "
+                        f"{self._memory_state()}; close other accelerators, or enlarge the "
+                        "board's CMA"
+                    ) from error
+                address = int(made[name].device_address)
+                if address % alignment or address + size > _ADDRESS_LIMIT:
+                    raise AllocationError(
+                        f"the {name} buffer of {bundle.name!r} must lie below 4 GiB at a multiple "
+                        f"of {alignment} bytes, not at {address:#x}"
+                    )
+        except BaseException:
+            _free(made)
+            raise
+        self._buffers |= made
+        _, held = self._board.allocated.get(self, ("", 0))
+        self._board.allocated[self] = (bundle.name, held + sum(sizes.values()))
 
     def _memory_state(self) -> str:
         """Say what DMA memory is free, where the kernel tells, and who has some here."""
@@ -429,28 +528,26 @@ class Accelerator:
         free = cma_bytes()
         return others if free is None else f"CMA has {free[0]} of {free[1]} bytes free; {others}"
 
-    def _free_all(self) -> None:
-        for buffer in self._buffers.values():
-            buffer.freebuffer()
-        self._buffers = {}
-
     def _copy_constants(self) -> None:
         """Write programs and constants to DDR, whatever is there."""
         self._copied = self._board.losses
-        for name in ("setup", "program", "constants"):
+        for name in self._contents:
             if name in self._buffers:
-                buffer = self._buffers[name]
-                buffer[:] = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
-                with self._board.answering(f"copying the {name} of {self.bundle.name!r}"):
-                    buffer.flush()
+                self._copy(name)
+
+    def _copy(self, name: str) -> None:
+        """Write what a buffer must hold."""
+        self._buffers[name][:] = np.frombuffer(self._contents[name], dtype=np.uint8)
+        with self._board.answering(f"copying the {name} of {self.bundle.name!r}"):
+            self._buffers[name].flush()
 
     def _damage(self) -> str:
         """Say where DDR differs from the bundle, for a checksum error."""
-        for name in ("setup", "program", "constants"):
+        for name, content in self._contents.items():
             if name in self._buffers:
                 with self._board.answering(f"reading the {name} of {self.bundle.name!r}"):
                     self._buffers[name].invalidate()
-                good = np.frombuffer(getattr(self.bundle, name), dtype=np.uint8)
+                good = np.frombuffer(content, dtype=np.uint8)
                 wrong = np.flatnonzero(np.asarray(self._buffers[name]) != good)
                 if len(wrong):
                     return (
@@ -459,8 +556,8 @@ class Accelerator:
                     )
         return "programs and constants in DDR equal the bundle's, so the bus read them wrongly"
 
-    def _program(self, name: str) -> None:
-        """Run the setup program or the image program."""
+    def _program(self, name: str, program: bytes, more: Mapping[int, int]) -> None:
+        """Run a program that lies in the buffer `name`, with `more` bases than the bundle's own."""
         used = {
             BASE_CONSTANTS: "constants",
             BASE_INPUT: "input",
@@ -474,8 +571,8 @@ class Accelerator:
         self._board.execute(
             f"{name} of {self.bundle.name!r}",
             int(self._buffers[name].device_address),
-            getattr(self.bundle, name),
-            bases,
+            program,
+            bases | dict(more),
             self.watchdog_cycles,
             self.timeout_s,
             self._waiting,
@@ -493,7 +590,7 @@ class Accelerator:
         for key in [k for k, other in board.resident.items() if other.overlaps(placement)]:
             del board.resident[key]
         if self.bundle.setup:
-            self._program("setup")
+            self._program("setup", self.bundle.setup, {})
             board.resident[self._resident_key] = placement
 
     def _attempt(self, action: Callable[[], None]) -> tuple[str, ...]:
@@ -518,13 +615,23 @@ class Accelerator:
     def _execute(self, codes: NDArray[np.int8], started: float) -> tuple[NDArray[np.int8], ...]:
         """Pack, run, unpack, and keep the record."""
         raw = self.bundle.pack_input(np.asarray(codes))
-        pack_seconds = time.perf_counter() - started
-        with self._held("running"):
-            self._check_open()
-            copying = time.perf_counter()
+
+        def ready() -> Callable[[], None]:
             self._buffers["input"][:] = raw
             with self._board.answering(f"copying the input of {self.bundle.name!r}"):
                 self._buffers["input"].flush()
+            return lambda: self._program("program", self.bundle.program, {})
+
+        return self._run(ready, started, time.perf_counter() - started)
+
+    def _run(
+        self, ready: Callable[[], Callable[[], None]], started: float, pack_seconds: float
+    ) -> tuple[NDArray[np.int8], ...]:
+        """Make `ready`, do what it returns, unpack, and keep the record."""
+        with self._held("running"):
+            self._check_open()
+            copying = time.perf_counter()
+            go = ready()
             copied = time.perf_counter()
             setup_seconds = 0.0
 
@@ -533,7 +640,7 @@ class Accelerator:
                 before = time.perf_counter()
                 self._ensure_setup()
                 setup_seconds += time.perf_counter() - before
-                self._program("program")
+                go()
 
             errors = self._attempt(action)
             ran = time.perf_counter()
@@ -576,15 +683,10 @@ class Accelerator:
         return self._lookup[np.arange(channels), array]
 
 
-def _code_lookup(bundle: Bundle) -> NDArray[np.int8] | None:
-    """Codes of every uint8 value, int8 (C, 256), by the bundle's own preprocessing."""
-    if bundle.mean is None or bundle.std is None:
-        return None
-    channels = bundle.input.shape[0]
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], channels, axis=2)
-    real = bundle.preprocess(ramp)
-    codes = numerics.quantize(real, bundle.input.scale, bundle.input.zero_point)
-    return codes.reshape(channels, 256)
+def _free(buffers: dict[str, Any]) -> None:
+    """Give DMA buffers back, and forget them."""
+    while buffers:
+        buffers.popitem()[1].freebuffer()
 
 
 def find_base_address(ip_dict: dict[str, Any], name: str | None = None) -> int:

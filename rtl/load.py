@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hardware room: the load engine, DDR to scratchpad, SB and tap buffer."""
+"""The hardware room: the load engine, DDR to scratchpad, SB, tap buffer and resampler tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import crc, data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hwgen.arch import isa
+from hwgen.arch import isa, resample
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Queue
 from hwgen.arch.registers import BASE_COUNT, ErrorCode
 from rtl.axi import ADDRESS_BITS, BEAT_BYTES_LOG2, DATA_BITS
 from rtl.dispatch import PAYLOADS
 from rtl.layouts import INDEX_BITS, TAP, completion, error_report
+from rtl.resampler import SOURCE_ROW, STEP, STEP_COUNT_BITS, Resampler
 from rtl.streams import BEAT_COUNT_BITS, READ_BEAT, TRANSFER, StreamFifo, scratchpad_word
 from rtl.unpacker import Unpacker, destination_bits, row_job
 
@@ -25,17 +26,32 @@ class LoadIssuer(wiring.Component):
 
     It runs ahead of the data: up to `JOBS` instructions may have rows asked for. What is wrong
     with an instruction travels with its job, so that errors are raised in program order; only a
-    row past the end of the address space is raised here.
+    row past the end of the address space is raised here, and row steps that make another number of
+    rows than the instruction says.
+
+    A resampled LOAD's source rows follow its row steps, which come on `row_steps` after
+    `row_start`; each is asked for and announced on `rows`. It waits until tables that a LOAD before
+    it fills are complete: `complete` counts LOADs that are.
 
     Timing: an instruction accepted in cycle 0 has its first row on `request` in cycle
-    `REQUEST_LATENCY`; a row a cycle.
+    `REQUEST_LATENCY`; a row a cycle. A resampled one has it in cycle `RESAMPLE_LATENCY`, and a row
+    every two cycles.
     """
 
     JOBS = 4
     REQUEST_LATENCY = 3
+    RESAMPLE_LATENCY = 8
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
+        resampling = {
+            "row_start": Out(1),
+            "row_first": Out(range(resample.STEPS)),
+            "row_count": Out(STEP_COUNT_BITS),
+            "row_steps": In(stream.Signature(STEP)),
+            "rows": Out(stream.Signature(SOURCE_ROW)),
+            "complete": In(1),
+        }
         super().__init__(
             {
                 "instruction": In(stream.Signature(PAYLOADS[Queue.LOAD])),
@@ -43,6 +59,7 @@ class LoadIssuer(wiring.Component):
                 "request": Out(stream.Signature(TRANSFER)),
                 "job": Out(stream.Signature(row_job(config))),
                 "error": Out(error_report()),
+                **(resampling if config.resampler_row_bytes else {}),
             }
         )
 
@@ -57,15 +74,19 @@ class LoadIssuer(wiring.Component):
         limit = Signal(ADDRESS_BITS + 1, reset_less=True)
         rows_left = Signal(16, reset_less=True)
         bad = Signal(reset_less=True)
+        begin = base + f.offset_bytes
         m.submodules.jobs = jobs = StreamFifo(row_job(self.config), self.JOBS)
         wiring.connect(m, jobs.output, wiring.flipped(self.job))
-        self._describe(m, instruction, bad, jobs.input.payload)
+        self._describe(m, instruction, bad, address, jobs.input.payload)
         m.d.comb += [
             self.request.payload.address.eq(address),
             self.request.payload.beats.eq(row_beats),
             self.error.code.eq(ErrorCode.ADDRESS_RANGE),
             self.error.index.eq(instruction.index),
         ]
+        filling = Signal()
+        if self.config.resampler_row_bytes:
+            filling = self._filling(m, f, jobs.input)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.instruction.ready.eq(1)
@@ -78,19 +99,24 @@ class LoadIssuer(wiring.Component):
                     m.next = "ADDRESS"
             with m.State("ADDRESS"):
                 m.d.sync += [
-                    address.eq(base + f.offset_bytes),
+                    address.eq(begin),
                     row_beats.eq((f.row_bytes + BEAT_BYTES - 1) >> BEAT_BYTES_LOG2),
                     rows_left.eq(f.rows),
-                    bad.eq(self._is_bad(f) | base[:BEAT_BYTES_LOG2].any()),
+                    bad.eq(self._is_bad(f, base, begin)),
                 ]
                 m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.sync += limit.eq((1 << ADDRESS_BITS) - (row_beats << BEAT_BYTES_LOG2))
-                m.d.comb += jobs.input.valid.eq(1)
-                with m.If(jobs.input.ready):
+                m.d.comb += jobs.input.valid.eq(~(f.resample & filling))
+                with m.If(jobs.input.valid & jobs.input.ready):
                     m.next = "ROWS"
+                    if self.config.resampler_row_bytes:
+                        with m.If(f.resample):
+                            m.next = "FRAME"
                     with m.If(bad):
                         m.next = "BAD"
+            if self.config.resampler_row_bytes:
+                self._resample(m, f, address, rows_left)
             with m.State("ROWS"):
                 m.d.comb += [
                     self.error.valid.eq(address > limit),
@@ -109,9 +135,93 @@ class LoadIssuer(wiring.Component):
                 pass  # the error, here or behind the jobs before it, stops the run
         return m
 
-    def _is_bad(self, f: Any) -> Any:
+    def _filling(self, m: Module, f: Any, job: Any) -> Signal:
+        """Return whether a LOAD that fills tables may not be complete."""
+        filling, open_jobs = Signal(), Signal(range(self.JOBS + 4))
+        pushed = job.valid & job.ready
+        m.d.sync += open_jobs.eq(open_jobs + pushed - self.complete)
+        with m.If(open_jobs == 0):
+            m.d.sync += filling.eq(0)
+        with m.If(pushed & (f.target == LoadTarget.RESAMPLER)):
+            m.d.sync += filling.eq(1)
+        return filling
+
+    def _resample(
+        self,
+        m: Module,
+        f: Any,
+        address: Signal,
+        rows_left: Signal,
+    ) -> None:
+        """FRAME, BACK: where its rows are; PICK: a step; ASK: for its row."""
+        # The pointer's next row, the one that it is at, and the one before.
+        rows = [Signal(ADDRESS_BITS + 1, name=f"row{i}", reset_less=True) for i in range(3)]
+        here = Signal(ADDRESS_BITS + 1, reset_less=True)
+        beats = Signal(BEAT_COUNT_BITS, reset_less=True)
+        steps_left = Signal(STEP_COUNT_BITS, reset_less=True)
+        step, row = self.row_steps.payload, Signal(SOURCE_ROW, reset_less=True)
+        limit = (1 << ADDRESS_BITS) - (beats << BEAT_BYTES_LOG2)
+        wrong, outside = Signal(), Signal()
+        last = BEAT_BYTES - 1
+        m.d.comb += [
+            self.row_first.eq(f.first_step),
+            self.row_count.eq(f.row_steps),
+            self.rows.payload.eq(row),
+        ]
+        with m.State("FRAME"):
+            m.d.sync += [
+                rows[0].eq(address),
+                rows[1].eq(address - f.pitch_bytes),
+                beats.eq((address[:BEAT_BYTES_LOG2] + f.source_bytes + last) >> BEAT_BYTES_LOG2),
+                steps_left.eq(f.row_steps),
+            ]
+            m.d.comb += self.row_start.eq(1)
+            m.next = "BACK"
+        with m.State("BACK"):
+            m.d.sync += rows[2].eq(rows[1] - f.pitch_bytes)
+            m.next = "PICK"
+        with m.State("PICK"):
+            at = Mux(
+                step.advance,
+                Mux(step.previous, rows[1], rows[0]),
+                Mux(step.previous, rows[2], rows[1]),
+            )
+            m.d.comb += [
+                self.row_steps.ready.eq(steps_left != 0),
+                # A step behind the last row's, or rows without one.
+                wrong.eq((steps_left == 0) != (rows_left == 0)),
+            ]
+            m.d.sync += [here.eq(at), row.weight.eq(step.weight), row.last.eq(step.last)]
+            with m.If(wrong):
+                m.d.comb += [self.error.valid.eq(1), self.error.code.eq(ErrorCode.BAD_FIELD)]
+                m.next = "BAD"
+            with m.Elif(steps_left == 0):
+                m.next = "IDLE"
+            with m.Elif(self.row_steps.valid):
+                m.d.sync += [steps_left.eq(steps_left - 1), rows_left.eq(rows_left - step.last)]
+                with m.If(step.advance):
+                    m.d.sync += [
+                        rows[0].eq(rows[0] + f.pitch_bytes),
+                        Cat(rows[1:]).eq(Cat(rows)),
+                    ]
+                m.next = "ASK"
+        with m.State("ASK"):
+            m.d.comb += [
+                outside.eq(here > limit),
+                self.error.valid.eq(outside),
+                self.request.payload.address.eq(here & ~last),
+                self.request.payload.beats.eq(beats),
+                self.request.valid.eq(~outside & self.rows.ready),
+                self.rows.valid.eq(self.request.valid & self.request.ready),
+            ]
+            with m.If(outside):
+                m.next = "BAD"
+            with m.Elif(self.rows.valid):
+                m.next = "PICK"
+
+    def _is_bad(self, f: Any, base: Any, begin: Any) -> Any:
         """Whether a count is zero, or a size or an alignment is not allowed."""
-        low = BEAT_BYTES_LOG2
+        low, longest = BEAT_BYTES_LOG2, self.config.resampler_row_bytes
         row = self.config.synapse_row_bytes
         words = (
             (f.words_per_row == 0)
@@ -119,19 +229,36 @@ class LoadIssuer(wiring.Component):
             | (f.take_bytes == 0)
             | (f.take_bytes > self.config.ti)
         )
+        box = f.resample & (
+            (f.target != LoadTarget.SCRATCHPAD)
+            | f.check
+            | (f.channels == 0)
+            | (f.channels > resample.CHANNELS_MOST)
+            | (f.source_bytes == 0)
+            | (begin[:low] + f.source_bytes > longest)
+            | (f.row_steps == 0)
+            | (f.first_step + f.row_steps > resample.STEPS)
+            | (f.column_steps == 0)
+            | (f.column_steps > resample.STEPS)
+        )
         return (
             (f.rows == 0)
             | (f.row_bytes == 0)
-            | f.offset_bytes[:low].any()
+            | (~f.resample & (f.offset_bytes[:low].any() | base[:low].any()))
             | f.pitch_bytes[:low].any()
-            | (f.target > max(LoadTarget))
+            | (box if longest else f.resample | (f.target == LoadTarget.RESAMPLER))
             | ((f.target == LoadTarget.SCRATCHPAD) & words)
             | ((f.target != LoadTarget.SCRATCHPAD) & (f.rows != 1))
             | ((f.target == LoadTarget.SYNAPSE) & f.row_bytes[: row.bit_length() - 1].any())
-            | ((f.target == LoadTarget.TAP) & f.row_bytes[:low].any())
+            | (
+                ((f.target == LoadTarget.TAP) | (f.target == LoadTarget.RESAMPLER))
+                & f.row_bytes[:low].any()
+            )
         )
 
-    def _describe(self, m: Module, instruction: Any, bad: Signal, job: Any) -> None:
+    def _describe(
+        self, m: Module, instruction: Any, bad: Signal, address: Signal, job: Any
+    ) -> None:
         """Describe a buffer load as a row of dense words: of ti bytes for SB, of 8 for taps."""
         f, config = instruction.fields, self.config
         m.d.comb += [
@@ -155,8 +282,24 @@ class LoadIssuer(wiring.Component):
                 job.words.eq(f.row_bytes >> (config.ti.bit_length() - 1)),
                 job.destination.eq(f.destination << (config.tn.bit_length() - 1)),
             ]
-        with m.If(f.target == LoadTarget.TAP):
+        with m.If((f.target == LoadTarget.TAP) | (f.target == LoadTarget.RESAMPLER)):
             m.d.comb += job.words.eq(f.row_bytes >> BEAT_BYTES_LOG2)
+        if config.resampler_row_bytes:
+            skip, last = address[:BEAT_BYTES_LOG2], BEAT_BYTES - 1
+            m.d.comb += [
+                *(
+                    job.box[name].eq(f[name])
+                    for name in (
+                        "resample",
+                        "channels",
+                        "source_bytes",
+                        "row_steps",
+                        "column_steps",
+                    )
+                ),
+                job.box.skip.eq(skip),
+                job.box.source_beats.eq((skip + f.source_bytes + last) >> BEAT_BYTES_LOG2),
+            ]
 
 
 class LoadEngine(wiring.Component):
@@ -179,6 +322,7 @@ class LoadEngine(wiring.Component):
     EMIT_TO_COMPLETE = Unpacker.WORD_LATENCY
     BEAT_TO_COMPLETE = 3
     RESTART_CYCLES = 2
+    ROWS_AHEAD = 16
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
@@ -214,7 +358,7 @@ class LoadEngine(wiring.Component):
         )
 
     def elaborate(self, platform: Any) -> Module:
-        """Issuer, unpacker, checksum, and the writer into the three memories."""
+        """Issuer, unpacker, checksum, resampler, and the writer into the memories."""
         m = Module()
         m.submodules.issuer = issuer = LoadIssuer(self.config)
         m.submodules.unpacker = unpacker = Unpacker(self.config)
@@ -225,12 +369,10 @@ class LoadEngine(wiring.Component):
         job = Signal(row_job(self.config), reset_less=True)
         rows_left = Signal(16, reset_less=True)
         destination = Signal(destination_bits(self.config), reset_less=True)
+        resampler = self._resampler(m, issuer, unpacker, job)
         m.d.comb += [
             unpacker.job.eq(job),
             unpacker.destination.eq(destination),
-            unpacker.beats.valid.eq(self.data.valid),
-            unpacker.beats.payload.eq(self.data.payload.data),
-            self.data.ready.eq(unpacker.beats.ready),
             # The weakest error first: a later assignment wins.
             self.error.valid.eq(issuer.error.valid),
             self.error.code.eq(issuer.error.code),
@@ -266,6 +408,8 @@ class LoadEngine(wiring.Component):
                         m.next = "STOPPED"
                 with m.Else():
                     self._start_row(m, unpacker, destination, rows_left, job)
+                    if resampler is not None:
+                        m.d.comb += resampler.start.eq(job.box.resample)
                     m.next = "ROWS"
             with m.State("ROWS"):
                 with m.If(unpacker.done):
@@ -296,8 +440,45 @@ class LoadEngine(wiring.Component):
         with m.If(accepted & response[1]):
             code = Mux(response[0], ErrorCode.READ_DECERR, ErrorCode.READ_SLVERR)
             self._report(m, job, code)
-        self._write(m, unpacker, Mux(closing.valid & ~over, closing.index, job.index))
+        if resampler is not None:
+            with m.If(resampler.bad):
+                self._report(m, job, ErrorCode.BAD_FIELD)
+        self._write(m, unpacker, resampler, Mux(closing.valid & ~over, closing.index, job.index))
         return m
+
+    def _resampler(
+        self, m: Module, issuer: LoadIssuer, unpacker: Unpacker, job: Any
+    ) -> Resampler | None:
+        """Put the resampler, if there is one, between the bus and the unpacker; return it."""
+        source = self.data.payload.data
+        if not self.config.resampler_row_bytes:
+            m.d.comb += [
+                unpacker.beats.valid.eq(self.data.valid),
+                unpacker.beats.payload.eq(source),
+                self.data.ready.eq(unpacker.beats.ready),
+            ]
+            return None
+        m.submodules.resampler = resampler = Resampler(self.config)
+        m.submodules.source_rows = rows = StreamFifo(SOURCE_ROW, self.ROWS_AHEAD)
+        wiring.connect(m, issuer.rows, rows.input)
+        wiring.connect(m, rows.output, resampler.rows)
+        wiring.connect(m, resampler.row_steps, issuer.row_steps)
+        mine = job.box.resample
+        m.d.comb += [
+            resampler.box.eq(job.box),
+            resampler.row_bytes.eq(job.row_bytes),
+            resampler.row_start.eq(issuer.row_start),
+            resampler.row_first.eq(issuer.row_first),
+            resampler.row_count.eq(issuer.row_count),
+            issuer.complete.eq(self.complete.valid),
+            resampler.beats.valid.eq(self.data.valid & mine),
+            resampler.beats.payload.eq(source),
+            unpacker.beats.valid.eq(Mux(mine, resampler.output.valid, self.data.valid)),
+            unpacker.beats.payload.eq(Mux(mine, resampler.output.payload, source)),
+            resampler.output.ready.eq(mine & unpacker.beats.ready),
+            self.data.ready.eq(Mux(mine, resampler.beats.ready, unpacker.beats.ready)),
+        ]
+        return resampler
 
     @staticmethod
     def _take(m: Module, issuer: LoadIssuer, job: Any, rows_left: Any, destination: Any) -> None:
@@ -328,7 +509,9 @@ class LoadEngine(wiring.Component):
             rows_left.eq(rows_left - 1),
         ]
 
-    def _write(self, m: Module, unpacker: Unpacker, index: Any) -> None:
+    def _write(
+        self, m: Module, unpacker: Unpacker, resampler: Resampler | None, index: Any
+    ) -> None:
         """Hand words to the memory that they are for; past its end is an error, never a wrap."""
         config, words = self.config, unpacker.words
         place, word = words.payload.destination, words.payload.data
@@ -356,12 +539,24 @@ class LoadEngine(wiring.Component):
                     self.synapse.valid.eq(words.valid & ~outside),
                     words.ready.eq(1),
                 ]
+            if resampler is not None:
+                with m.Case(LoadTarget.RESAMPLER):
+                    m.d.comb += [
+                        outside.eq(place >= resample.TABLE_WORDS),
+                        resampler.write.valid.eq(words.valid & ~outside),
+                        words.ready.eq(1),
+                    ]
             with m.Default():  # TAP; other targets were refused by the issuer
                 m.d.comb += [
                     outside.eq(place >= config.tap_entries),
                     self.taps.valid.eq(words.valid & ~outside),
                     words.ready.eq(1),
                 ]
+        if resampler is not None:
+            m.d.comb += [
+                resampler.write.address.eq(place),
+                resampler.write.data.eq(word[:DATA_BITS]),
+            ]
         with m.If(words.valid & outside):
             m.d.comb += [
                 self.error.valid.eq(1),

@@ -15,6 +15,7 @@ from hwgen.arch.isa import BEAT_BYTES, Queue
 from hwgen.arch.registers import ErrorCode
 from rtl.axi import BEAT_BYTES_LOG2, DATA_BITS
 from rtl.layouts import INDEX_BITS
+from rtl.resampler import box_fields
 from rtl.streams import BEAT_COUNT_BITS, StreamFifo
 
 _BYTE_COUNT_BITS = isa.LOAD.by_name["row_bytes"].bits
@@ -33,7 +34,8 @@ def destination_bits(config: AcceleratorConfig) -> int:
 
 
 def row_job(config: AcceleratorConfig) -> data.StructLayout:
-    """Return what the data side needs to know of a LOAD, the same for all three targets."""
+    """Return what the data side needs to know of a LOAD, the same for all targets."""
+    box = {"box": data.StructLayout(box_fields(config))} if config.resampler_row_bytes else {}
     return data.StructLayout(
         {
             "error": unsigned(max(ErrorCode).bit_length()),
@@ -51,6 +53,7 @@ def row_job(config: AcceleratorConfig) -> data.StructLayout:
             "step": 8,
             "take": 8,
             "pad": 8,
+            **box,
         }
     )
 

@@ -27,6 +27,7 @@ from hwgen.arch.config import AcceleratorConfig
 
 FORMAT_VERSION = 2
 BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH = 0, 1, 2, 3
+BASE_TABLES, BASE_FRAME = 4, 5
 _BLOBS = ("setup", "program", "constants")
 FILES = (*(f"{name}.bin" for name in _BLOBS), "manifest.json")
 """What a bundle consists of; see `Bundle.to_files`."""

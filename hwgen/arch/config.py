@@ -15,6 +15,9 @@ def _bits_for(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
+_MAY_BE_NONE = ("dsp_lanes", "resampler_row_bytes")
+
+
 @dataclass(frozen=True)
 class AcceleratorConfig:
     """One configuration of the machine (DianNao's Tn and Ti, and Tp pixels an SB word).
@@ -47,6 +50,9 @@ class AcceleratorConfig:
     trace_entries
         Records of the trace buffer, one an instruction. A power of two, 16 to 16384. Longer
         programs are traced in several runs. 512 are two block RAMs, and so are fewer.
+    resampler_row_bytes
+        Longest row, in bytes, of a box that the load path resizes: a power of two, 64 to 4096; 0
+        leaves the resampler out. Up to 4096 take as many block RAMs as 64.
     """
 
     tn: int = 16
@@ -61,12 +67,13 @@ class AcceleratorConfig:
     outstanding_reads: int = 8
     queue_depth: int = 4
     trace_entries: int = 512
+    resampler_row_bytes: int = 4096
 
     def __post_init__(self) -> None:
         """Refuse what the machine cannot be built as."""
         for field in fields(self):
             value = getattr(self, field.name)
-            least, kind = (0, "0 or a") if field.name == "dsp_lanes" else (1, "a")
+            least, kind = (0, "0 or a") if field.name in _MAY_BE_NONE else (1, "a")
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{field.name} must be {kind} positive integer, not {value!r}")
         if self.ti not in (8, 16, 32, 64):
@@ -103,6 +110,11 @@ class AcceleratorConfig:
         ):
             raise ValueError(
                 f"trace_entries must be a power of two, 16 to 16384, not {self.trace_entries!r}"
+            )
+        longest = self.resampler_row_bytes
+        if longest and (longest & (longest - 1) or not 64 <= longest <= 4096):
+            raise ValueError(
+                f"resampler_row_bytes must be a power of two, 64 to 4096, or 0, not {longest!r}"
             )
         for name in ("max_burst_beats", "outstanding_reads"):
             if getattr(self, name) > 16:

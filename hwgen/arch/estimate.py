@@ -144,6 +144,11 @@ class _Row:
         if self.word < self.words and (here or self.beat == self.beats):
             self.word += 1
 
+    def beats_to_words(self) -> int:
+        """Return cycles from a row's last beat to its last word, if it had kept up before."""
+        behind = self.words * self.step - self.lead - BEAT_BYTES * self.beats
+        return 1 + max(0, -(-behind // self.step))
+
     def finish(self) -> int:
         """Let the last words out; return when the next row may begin."""
         if self.dense:
@@ -152,6 +157,50 @@ class _Row:
             self._emit()
             self.now += 1
         return self.now + 1
+
+
+class _Box:
+    """Source rows of a resampled LOAD: added up to lines, two of them; a line made into a row.
+
+    Which rows complete a line its tables say, and they are not here: lines are taken to be evenly
+    spread over the rows.
+    """
+
+    def __init__(self, f: dict[str, int], begin: int) -> None:
+        self.fields = f
+        self.now = begin
+        self.taken = (begin - 2, begin - 1)
+        self.row = self.line = 0
+        self.free = [begin, begin]
+        self.columns_free = begin
+        self.last_row_over = begin
+
+    def take(self, first: int, count: int) -> int:
+        """Take `count` beats of a row, as `_Row.take`."""
+        response, bus = timing.READ_RESPONSE_CYCLES, first - 1
+        for _ in range(count):
+            bus = max(bus + 1, self.taken[0] + 1)
+            self.now = max(self.now, bus + response) + 1
+            self.taken = (self.taken[1], self.now - 1)
+        return bus + 1
+
+    def row_over(self, row: _Row) -> None:
+        """End a source row; if it completes a line, make that into `row`."""
+        f = self.fields
+        self.row += 1
+        self.now += timing.RESAMPLE_ROW_GAP_CYCLES + (f["source_bytes"] <= BEAT_BYTES)
+        if self.row * f["rows"] < (self.line + 1) * f["row_steps"]:
+            return
+        full = self.taken[1] + timing.LINE_CYCLES
+        start = max(full, self.columns_free) + timing.LINE_START_CYCLES
+        end = start + f["column_steps"] - 1
+        self.columns_free = end + timing.LINE_RELEASE_CYCLES
+        self.free[self.line % 2] = self.columns_free
+        self.line += 1
+        # The next line's first row waits for its line memory.
+        self.now = max(self.now, self.free[self.line % 2])
+        last = end + timing.PIXEL_CYCLES
+        self.last_row_over = max(self.last_row_over, last + row.beats_to_words()) + 1
 
 
 @dataclass
@@ -205,6 +254,7 @@ class _Machine:
         self.jobs_open = 0
         self.row_free = 0
         self.row: _Row | None = None
+        self.box: _Box | None = None
         # Compute engine.
         self.sequencer_free = 0
         self.last_step = -(10**6)
@@ -296,6 +346,9 @@ class _Machine:
 
     def _receive(self, job: _Job, first: int, burst: int, row_over: bool) -> None:
         """Take a LOAD's burst, whose first beat could be on the bus at `first`."""
+        if job.fields["resample"]:
+            self._receive_box(job, first, burst, row_over)
+            return
         if self.row is None:
             begin = max(self.row_free, first + timing.READ_RESPONSE_CYCLES)
             self.row = _Row(job.fields, self.config, begin)
@@ -305,6 +358,24 @@ class _Machine:
             return
         self.row_free = self.row.finish()
         self.row = None
+        self._row_over(job)
+
+    def _receive_box(self, job: _Job, first: int, burst: int, row_over: bool) -> None:
+        """Take a burst of a resampled LOAD's source row."""
+        if self.box is None:
+            begin = max(self.row_free, first + timing.READ_RESPONSE_CYCLES)
+            self.box = _Box(job.fields, begin)
+        self.channel_free = self.box.take(first, burst)
+        self.taken = self.box.taken
+        if not row_over:
+            return
+        self.box.row_over(_Row(job.fields, self.config, 0))
+        if job.rows_left == 1:
+            self.row_free = self.box.last_row_over
+            self.box = None
+        self._row_over(job)
+
+    def _row_over(self, job: _Job) -> None:
         job.rows_left -= 1
         if job.rows_left == 0:
             complete = self.row_free + timing.LOAD_COMPLETE_CYCLES
@@ -387,19 +458,23 @@ class _Machine:
 
     def _load(self, now: int, index: int, f: dict[str, int]) -> None:
         """Queue the transfers of every row."""
-        job = _Job(index, f, f["rows"])
+        job = _Job(index, f, f["row_steps"] if f["resample"] else f["rows"])
         self.jobs_open += 1
         self.engine_free[Queue.LOAD] = _NEVER
-        self.at(now + timing.LOAD_ISSUE_CYCLES, lambda t: self._ask_row(t, job, 0))
+        issue = timing.RESAMPLE_ISSUE_CYCLES if f["resample"] else timing.LOAD_ISSUE_CYCLES
+        self.at(now + issue, lambda t: self._ask_row(t, job, 0))
 
     def _ask_row(self, now: int, job: _Job, row: int) -> None:
         """Ask for a row; for the next one, or the next LOAD, once this one was taken."""
         f = job.fields
         position = (f["offset_bytes"] + row * f["pitch_bytes"]) // BEAT_BYTES
-        beats = -(-f["row_bytes"] // BEAT_BYTES)
+        size, rows = (
+            (f["source_bytes"], f["row_steps"]) if f["resample"] else (f["row_bytes"], f["rows"])
+        )
+        beats = -(-size // BEAT_BYTES)
 
         def accepted(then: int) -> None:
-            if row + 1 < f["rows"]:
+            if row + 1 < rows:
                 self._ask_row(then, job, row + 1)
             else:
                 self.engine_free[Queue.LOAD] = then

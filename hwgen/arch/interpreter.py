@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from hwgen.arch import isa, numerics
+from hwgen.arch import isa, numerics, resample
 from hwgen.arch.bundle import BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT, BASE_SCRATCH, Bundle
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Mode, Opcode, Queue
@@ -70,6 +70,8 @@ class Interpreter:
         uint64 (tap_entries,).
     steps
         Steps of the array in the last program: what the STEPS register reads.
+    tables
+        The resampler's: uint64 (TABLE_WORDS,), see `hwgen.arch.resample`.
     held
         Sums that a COMPUTE held for the next one: int64 (pixels, tn).
     """
@@ -79,6 +81,7 @@ class Interpreter:
         self.scratchpad = np.zeros((config.scratchpad_words, config.ti), dtype=np.int8)
         self.synapse = np.zeros((config.synapse_rows, config.tn, config.ti), dtype=np.int8)
         self.taps = np.zeros(config.tap_entries, dtype=np.uint64)
+        self.tables = np.zeros(resample.TABLE_WORDS, dtype=np.uint64)
         self.steps = 0
         self.held: NDArray[np.int64] = np.zeros((0, config.tn), dtype=np.int64)
 
@@ -168,6 +171,9 @@ class Interpreter:
             require(min(sizes) >= 1 and sizes[2] <= config.ti, "words_per_row, step or take")
         else:
             require(f["rows"] == 1 and f["row_bytes"] % unit == 0, "rows or size of a buffer load")
+        if f["resample"]:
+            self._load_words(self._resampled(memory, bases[f["base"]], f), f)
+            return
         fetched = -(-f["row_bytes"] // BEAT_BYTES) * BEAT_BYTES
         rows = [
             memory.view(address, fetched, ErrorCode.READ_DECERR)
@@ -177,19 +183,70 @@ class Interpreter:
             self._load_words(rows, f)
         else:
             count, first = f["row_bytes"] // unit, f["destination"]
+            entries = np.frombuffer(rows[0].tobytes(), dtype="<u8")
             if target == LoadTarget.SYNAPSE:
                 in_range(first + count <= config.synapse_rows, "SB rows")
                 shape = (count, config.tn, config.ti)
                 self.synapse[first : first + count] = rows[0].view(np.int8).reshape(shape)
-            else:
+            elif target == LoadTarget.TAP:
                 in_range(first + count <= config.tap_entries, "tap entries")
-                self.taps[first : first + count] = np.frombuffer(rows[0].tobytes(), dtype="<u8")
+                self.taps[first : first + count] = entries
+            else:
+                require(bool(config.resampler_row_bytes), "target: there is no resampler")
+                in_range(first + count <= resample.TABLE_WORDS, "table words")
+                self.tables[first : first + count] = entries
         if f["check"]:
             crc = 0
             for row in rows:
                 crc = zlib.crc32(row.tobytes(), crc)
             if crc != f["crc32"]:
                 raise _Stop(ErrorCode.DATA_CHECKSUM, f"{crc:#010x}, expected {f['crc32']:#010x}")
+
+    def _resampled(self, memory: Memory, base: int, f: dict[str, int]) -> list[NDArray[np.uint8]]:
+        """Return the rows that a resampled LOAD makes of a frame's."""
+        channels, size, pitch = f["channels"], f["source_bytes"], f["pitch_bytes"]
+        start = base + f["offset_bytes"]
+        require(f["target"] == LoadTarget.SCRATCHPAD and not f["check"], "target or check")
+        require(pitch % BEAT_BYTES == 0, "alignment")
+        require(1 <= channels <= resample.CHANNELS_MOST, "channels")
+        longest = self.config.resampler_row_bytes
+        require(0 < size and start % BEAT_BYTES + size <= longest, "source_bytes")
+        end = f["first_step"] + f["row_steps"]
+        require(0 < f["row_steps"] and end <= resample.STEPS, "row steps")
+        require(0 < f["column_steps"] <= resample.STEPS, "column steps")
+        steps = self.tables.view("<u2").astype(np.uint16)
+        columns = resample.unpack_steps(steps[4 * resample.COLUMN_STEPS_AT :][: f["column_steps"]])
+        pointer = np.cumsum(columns["advance"])
+        require(
+            bool((pointer > columns["previous"]).all()) and pointer[-1] * channels <= size,
+            "column steps",
+        )
+        require(
+            int(columns["last"].sum()) * channels == f["row_bytes"], "column steps or row_bytes"
+        )
+        outputs = np.cumsum(columns["last"]) - columns["last"]
+        weights = np.zeros((f["row_bytes"] // channels + 1, int(pointer[-1])), dtype=np.int64)
+        np.add.at(weights, (outputs, pointer - 1 - columns["previous"]), columns["weight"])
+        codes = self.tables[resample.CODES_AT :].view(np.uint8).reshape(-1, resample.CODES)
+
+        made = []
+        sums = np.zeros(size, dtype=np.int64)
+        rows = resample.unpack_steps(steps[f["first_step"] : end])
+        y = np.cumsum(rows["advance"]) - 1 - rows["previous"]
+        for place, weight, last in zip(y, rows["weight"], rows["last"], strict=True):
+            address = start + int(place) * pitch
+            in_range(0 <= address and address + size <= _DDR_END, "DDR address")
+            skip = address % BEAT_BYTES
+            fetched = -(-(skip + size) // BEAT_BYTES) * BEAT_BYTES
+            row = memory.view(address - skip, fetched, ErrorCode.READ_DECERR)
+            sums += weight * row[skip : skip + size].astype(np.int64)
+            if last:
+                pixels = sums[: int(pointer[-1]) * channels].reshape(-1, channels)
+                rounded = (weights[:-1] @ pixels + 32768) >> 16
+                made.append(codes[np.arange(channels), rounded].reshape(-1))
+                sums = np.zeros(size, dtype=np.int64)
+        require(len(made) == f["rows"], "row steps or rows")
+        return made
 
     def _load_words(self, rows: list[NDArray[np.uint8]], f: dict[str, int]) -> None:
         ti, words, step, take = self.config.ti, f["words_per_row"], f["step_bytes"], f["take_bytes"]

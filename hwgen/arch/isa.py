@@ -18,7 +18,7 @@ import zlib
 from hwgen.arch.fields import Field, Layout
 from hwgen.arch.numerics import BIAS_BITS, MULTIPLIER_BITS, RESIDUAL_MULTIPLIER_BITS, SHIFT_BITS
 
-ISA_VERSION = 2
+ISA_VERSION = 3
 BEAT_BYTES = 8
 INSTRUCTION_BYTES = 64
 CRC_BYTES = 4
@@ -49,6 +49,7 @@ class LoadTarget(enum.IntEnum):
     SCRATCHPAD = 0
     SYNAPSE = 1
     TAP = 2
+    RESAMPLER = 3
 
 
 class Mode(enum.IntEnum):
@@ -76,14 +77,14 @@ LOAD = Layout(
     "LOAD",
     (
         *_HEADER,
-        Field("target", 2, "0 scratchpad, 1 synapse buffer, 2 tap buffer."),
+        Field("target", 2, "0 scratchpad, 1 synapse buffer, 2 tap buffer, 3 resampler tables."),
         Field("base", 3, "Base register that `offset_bytes` is added to."),
         Field("check", 1, "Compare the CRC-32 of all bytes fetched with `crc32`."),
         Field("offset_bytes", 32, "First row in DDR, relative to the base; a multiple of 8."),
         Field("pitch_bytes", 24, "From one row in DDR to the next; a multiple of 8."),
         Field("row_bytes", 24, "Bytes fetched of each row, at least 1."),
         Field("rows", 16, "Rows, at least 1."),
-        Field("destination", 16, "First word, SB row or tap entry written."),
+        Field("destination", 16, "First word, SB row, tap entry or table word written."),
         Field("destination_pitch", 16, "Scratchpad words from one row to the next."),
         Field("words_per_row", 16, "Scratchpad words written for each row."),
         Field("lead_bytes", 8, "Pad bytes in front of each row's bytes."),
@@ -91,6 +92,12 @@ LOAD = Layout(
         Field("take_bytes", 8, "Lanes of a word filled from the row; the others hold the pad."),
         Field("pad_value", 8, "Fills leading, trailing and unused lanes.", signed=True),
         Field("crc32", 32, "Expected CRC-32 (zlib's) of the bytes fetched, whole beats."),
+        Field("resample", 1, "Make the rows out of a frame's, by the resampler's tables."),
+        Field("channels", 3, "Resampled: bytes a pixel, 1 to 4."),
+        Field("source_bytes", 16, "Resampled: bytes of a source row, from the first pixel's on."),
+        Field("first_step", 12, "Resampled: first row step."),
+        Field("row_steps", 12, "Resampled: row steps, at least 1; `rows` of them are last ones."),
+        Field("column_steps", 12, "Resampled: column steps, at least 1."),
     ),
     _BODY_BITS,
 )
@@ -197,6 +204,22 @@ for r in range(rows):
     elif target == TAP:       # rows = 1; one tap a beat of 8 bytes
         for j, entry in enumerate(chunks(stream, 8)):
             taps[destination + j] = entry
+    elif target == RESAMPLER: # rows = 1; row_bytes a multiple of 8
+        for j, word in enumerate(chunks(stream, 8)):
+            tables[destination + j] = word
+if resample:                  # target = SCRATCHPAD; a row's bytes, instead of memory's, are made
+    y = -1                    # base and offset_bytes may be any; pitch_bytes is the frame's
+    for step in row_steps[first_step : first_step + row_steps]:
+        y += step.advance
+        address = base[base] + offset_bytes + (y - step.previous) * pitch_bytes
+        sums[b] += step.weight * memory[address + b]          # of source_bytes; from 0 in a row
+        if step.last:
+            x = -1
+            for step in column_steps[0 : column_steps]:
+                x += step.advance
+                pixel[c] += step.weight * sums[(x - step.previous) * channels + c]
+                if step.last:
+                    the row's next bytes are codes[c][(pixel[c] + 32768) >> 16] for each channel c
 if check and crc32(all beats fetched) != crc32: stop with DATA_CHECKSUM""",
     Opcode.COMPUTE: """\
 parameters = SB[synapse_address : synapse_address + parameter_rows]   # one slot a channel

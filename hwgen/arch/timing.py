@@ -102,6 +102,24 @@ LOAD_COMPLETE_CYCLES = 3
 LOAD_TO_LOAD_CYCLES = 2
 """From the cycle in which a LOAD's next row could begin to the first row of the next LOAD."""
 
+RESAMPLE_ISSUE_CYCLES = 8
+"""From a resampled LOAD's acceptance to its first source row's request."""
+
+RESAMPLE_ROW_GAP_CYCLES = 1
+"""Between two source rows that the resampler takes; one more where a row is one beat."""
+
+LINE_CYCLES = 4
+"""From a source row's last beat taken to its line complete."""
+
+LINE_START_CYCLES = 5
+"""From a complete line to its first column step."""
+
+LINE_RELEASE_CYCLES = 2
+"""From a line's last column step to the line free again, and to the next one's start."""
+
+PIXEL_CYCLES = 8
+"""From a row's last column step to the beat with its pixel, in front of the unpacker."""
+
 COMPUTE_START_CYCLES = 2
 """From a COMPUTE's acceptance by an idle sequencer to its first parameter row."""
 

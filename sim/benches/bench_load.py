@@ -12,7 +12,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ReadOnly, RisingEdge
 
-from hwgen.arch import isa
+from hwgen.arch import isa, resample
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.interpreter import Interpreter, Memory
 from hwgen.arch.isa import LoadTarget, Opcode
@@ -25,6 +25,7 @@ CONFIG = AcceleratorConfig.from_dict(PARAMETERS["config"]) if PARAMETERS else Ac
 SEED = PARAMETERS.get("seed", 1)
 MEMORY_BYTES = 1 << 14
 BASE = 3
+TABLES_AT = 0x3000
 BASE_ADDRESS = 0x400
 FIELD_BITS = sum(field.bits for field in isa.LOAD.fields)
 
@@ -125,7 +126,7 @@ class Bench:
 
 def random_load(rng: random.Random, memory: np.ndarray) -> dict[str, int]:
     """Return the fields of a legal LOAD, its checksum right."""
-    target = rng.choice(list(LoadTarget))
+    target = rng.choice([t for t in LoadTarget if t != LoadTarget.RESAMPLER])
     f = {"target": target, "rows": 1, "offset_bytes": 8 * rng.randrange(400)}
     for name in ("load", "compute", "store"):
         f[f"signal_{name}"] = rng.randint(0, 1)
@@ -186,6 +187,95 @@ async def loads(dut: Any, stall: float) -> None:
     assert np.array_equal(bench.machine.taps, golden.taps & np.uint64(mask))
 
 
+def resized(
+    rng: random.Random, memory: np.ndarray, height: int, width: int, size: int, channels: int
+) -> list[dict[str, int]]:
+    """Return LOADs that resize a random box of the memory: its tables', and then strips of rows."""
+    rows, columns = resample.resize_steps(height, size), resample.resize_steps(width, size)
+    codes = np.frombuffer(rng.randbytes(channels * resample.CODES), np.uint8)
+    place, loads = TABLES_AT, []
+    for table, word in (
+        (rows, resample.ROW_STEPS_AT),
+        (columns, resample.COLUMN_STEPS_AT),
+        (codes, resample.CODES_AT),
+    ):
+        data = table.tobytes() + bytes(-len(table.tobytes()) % 8)
+        memory[place : place + len(data)] = np.frombuffer(data, np.uint8)
+        loads.append(
+            dict(
+                target=LoadTarget.RESAMPLER,
+                rows=1,
+                offset_bytes=place - BASE_ADDRESS,
+                row_bytes=len(data),
+                destination=word,
+                check=1,
+                crc32=zlib.crc32(data),
+            )
+        )
+        place += len(data)
+    source_bytes = width * channels
+    pitch = 8 * rng.randint(0, 20)
+    offset = rng.randint(0, TABLES_AT - BASE_ADDRESS - (height - 1) * pitch - source_bytes - 8)
+    step, lead = channels * rng.randint(1, 2), channels * rng.randint(0, 1)
+    words = min(-(-size * channels // step) + 1, CONFIG.scratchpad_words // size)
+    first = 0
+    while first < size:
+        last = min(size, first + rng.randint(1, size))
+        begin, count, pointer = resample.steps_of_outputs(rows, first, last)
+        loads.append(
+            dict(
+                resample=1,
+                channels=channels,
+                source_bytes=source_bytes,
+                first_step=begin,
+                row_steps=count,
+                column_steps=len(columns),
+                offset_bytes=offset + pointer * pitch,
+                pitch_bytes=pitch,
+                rows=last - first,
+                row_bytes=size * channels,
+                destination=first * words,
+                destination_pitch=words,
+                words_per_row=words,
+                lead_bytes=lead,
+                step_bytes=step,
+                take_bytes=min(step + lead, CONFIG.ti),
+                pad_value=rng.randint(-128, 127),
+            )
+        )
+        first = last
+    return loads
+
+
+@cocotb.test(skip=not CONFIG.resampler_row_bytes)
+@cocotb.parametrize(stall=[0.0, 0.4])
+async def resampled(dut: Any, stall: float) -> None:
+    """Random boxes, larger and smaller than what they become, among other LOADs."""
+    cocotb.log.info("seed %d", SEED)
+    rng = random.Random(SEED)
+    bench = Bench(dut, rng, stall)
+    await bench.start()
+    golden = Interpreter(CONFIG)
+    registers = [0] * 8
+    registers[BASE] = BASE_ADDRESS
+    index = 0
+    shapes = [(1, 1, 1), (1, 2, 3), (2, 1, 4), (20, 20, 20), (37, 24, 9), (6, 11, 19), (24, 24, 12)]
+    shapes += [(rng.randint(1, 40), rng.randint(1, 20), rng.randint(1, 20)) for _ in range(5)]
+    for number, (height, width, size) in enumerate(shapes):
+        channels = 1 + number % 4
+        width = min(width, (CONFIG.resampler_row_bytes - 7) // channels)
+        loads = resized(rng, bench.memory, height, width, size, channels)
+        loads.insert(rng.randrange(len(loads) + 1), random_load(rng, bench.memory))
+        for fields in loads:
+            bench.load(index, **fields)
+            complete = {f.name: 0 for f in isa.LOAD.fields} | fields | {"base": BASE}
+            golden._load(Memory(bench.memory), registers, complete)
+            index += 1
+        await bench.until(index, 100_000)  # the tables' place in memory is used again
+        assert bench.error is None, (bench.error, height, width, size)
+        assert np.array_equal(bench.machine.scratchpad, golden.scratchpad), (height, width, size)
+
+
 WORDS = dict(rows=1, row_bytes=16, words_per_row=2, step_bytes=8, take_bytes=8)
 ROW = CONFIG.synapse_row_bytes
 BAD = {
@@ -195,7 +285,6 @@ BAD = {
     "step": ({**WORDS, "step_bytes": 0}, ErrorCode.BAD_FIELD),
     "take": ({**WORDS, "take_bytes": CONFIG.ti + 1}, ErrorCode.BAD_FIELD),
     "no_take": ({**WORDS, "take_bytes": 0}, ErrorCode.BAD_FIELD),
-    "target": ({**WORDS, "target": 3}, ErrorCode.BAD_FIELD),
     "offset": ({**WORDS, "offset_bytes": 12}, ErrorCode.BAD_FIELD),
     "pitch": ({**WORDS, "pitch_bytes": 1}, ErrorCode.BAD_FIELD),
     "synapse_rows": (dict(target=1, rows=2, row_bytes=ROW), ErrorCode.BAD_FIELD),
@@ -212,6 +301,57 @@ BAD = {
         ErrorCode.ADDRESS_RANGE,
     ),
     "checksum": ({**WORDS, "check": 1, "crc32": 5}, ErrorCode.DATA_CHECKSUM),
+    "table_bytes": (dict(target=3, rows=1, row_bytes=12), ErrorCode.BAD_FIELD),
+}
+COLUMN_STEPS = resample.resize_steps(10, 8)
+ROW_STEPS = [
+    resample.STEP.pack({"weight": 256, **flags})
+    for flags in (
+        {"advance": 1, "last": 1},
+        {"last": 1},
+        {"advance": 1},
+        {"advance": 1, "previous": 1, "last": 1},
+    )
+]
+BOX = {
+    **WORDS,
+    "rows": 2,
+    "resample": 1,
+    "channels": 2,
+    "source_bytes": 20,
+    "row_steps": 2,
+    "column_steps": len(COLUMN_STEPS),
+    "pitch_bytes": 24,
+}
+BAD_BOX = {
+    "channels": {"channels": 0},
+    "many_channels": {"channels": 5},
+    "source": {"source_bytes": 0},
+    "long_source": {"source_bytes": CONFIG.resampler_row_bytes, "offset_bytes": 1},
+    "row_steps": {"row_steps": 0},
+    "many_row_steps": {"row_steps": 2, "first_step": resample.STEPS - 1},
+    "column_steps": {"column_steps": 0},
+    "many_column_steps": {"column_steps": resample.STEPS + 1},
+    "box_check": {"check": 1},
+    "box_target": {"target": LoadTarget.TAP},
+    "no_last_row": {"row_steps": 1},
+    "too_many_rows": {"rows": 3},
+    "too_few_rows": {"row_steps": 3},
+    "row_too_short": {"row_bytes": 8},
+    "row_too_long": {"row_bytes": 18},
+    "behind_the_source": {"source_bytes": 14},
+    "before_the_source": {},
+}
+BAD_TABLE = {
+    "table_words": (
+        dict(target=3, rows=1, row_bytes=16, destination=resample.TABLE_WORDS - 1),
+        ErrorCode.ADDRESS_RANGE,
+    ),
+    **{name: ({**BOX, **change}, ErrorCode.BAD_FIELD) for name, change in BAD_BOX.items()},
+    "box_range": (
+        {**BOX, "rows": 1, "first_step": 3, "row_steps": 1, "pitch_bytes": 1 << 23},
+        ErrorCode.ADDRESS_RANGE,
+    ),
 }
 
 
@@ -227,6 +367,50 @@ async def errors(dut: Any, name: str) -> None:
     await bench.until(3)
     assert bench.error == (code, 8), bench.error
     assert len(bench.completed) == 1
+
+
+@cocotb.test(skip=not CONFIG.resampler_row_bytes)
+@cocotb.parametrize(name=[None, *BAD_TABLE])
+async def box_errors(dut: Any, name: str | None) -> None:
+    """Stop at a box that its tables do not fit, or that cannot be; a right one is done."""
+    bench = Bench(dut, random.Random(SEED), 0.3)
+    columns = COLUMN_STEPS.copy()
+    if name == "before_the_source":
+        columns[0] |= resample.STEP.pack({"previous": 1})
+    tables = (
+        (np.array(ROW_STEPS, np.uint16), resample.ROW_STEPS_AT),
+        (columns, resample.COLUMN_STEPS_AT),
+    )
+    place = TABLES_AT
+    for index, (table, word) in enumerate(tables):
+        size = -(-table.nbytes // 8) * 8
+        bench.memory[place : place + table.nbytes] = np.frombuffer(table.tobytes(), np.uint8)
+        bench.load(
+            index,
+            target=LoadTarget.RESAMPLER,
+            rows=1,
+            offset_bytes=place - BASE_ADDRESS,
+            row_bytes=size,
+            destination=word,
+        )
+        place += size
+    await bench.start()
+    fields, code = BAD_TABLE[name] if name else (BOX, None)
+    bench.load(8, **fields)
+    await bench.until(3)
+    assert bench.error == (name and (code, 8)), bench.error
+    assert len(bench.completed) == (2 if name else 3)
+
+
+@cocotb.test(skip=bool(CONFIG.resampler_row_bytes))
+@cocotb.parametrize(fields=[dict(target=3, rows=1, row_bytes=8), {**BOX}])
+async def no_resampler(dut: Any, fields: dict[str, int]) -> None:
+    """A machine without a resampler refuses to resample."""
+    bench = Bench(dut, random.Random(SEED), 0.3)
+    await bench.start()
+    bench.load(8, **fields)
+    await bench.until(1)
+    assert bench.error == (ErrorCode.BAD_FIELD, 8), bench.error
 
 
 @cocotb.test()

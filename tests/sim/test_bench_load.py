@@ -14,13 +14,22 @@ from tests.support.simulators import SIMULATORS, simulator_case
 
 
 @pytest.mark.parametrize(
-    ("simulator", "ti"),
-    [simulator_case(s, ti, slow=ti != 16) for s in SIMULATORS for ti in (8, 16, 32)],
+    ("simulator", "ti", "longest"),
+    [
+        simulator_case(s, ti, longest, slow=(ti, longest) not in ((16, 128), (8, 0)))
+        for s in SIMULATORS
+        for ti, longest in ((8, 0), (8, 64), (16, 128), (32, 4096))
+    ],
 )
-def test_load(simulator: str, ti: int, tmp_path: Path) -> None:
-    """Random loads into all three memories, every error, throughput."""
+def test_load(simulator: str, ti: int, longest: int, tmp_path: Path) -> None:
+    """Random loads into all memories, resampled ones, every error, throughput."""
     config = AcceleratorConfig(
-        tn=8, ti=ti, scratchpad_bank_words=64, synapse_rows=32, tap_entries=64
+        tn=8,
+        ti=ti,
+        scratchpad_bank_words=64,
+        synapse_rows=32,
+        tap_entries=64,
+        resampler_row_bytes=longest,
     )
     parameters = {"config": config.to_dict(), "seed": 1}
     run_bench(LoadEngine(config), "sim.benches.bench_load", simulator, tmp_path, parameters)
