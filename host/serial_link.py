@@ -40,7 +40,7 @@ LOG = logging.getLogger("shears.host")
 #: Buffers lie at multiples of this, as programs must.
 _GRANULE_BYTES = isa.INSTRUCTION_BYTES
 #: How long the line is listened to before the board has told how long it waits itself.
-_QUIET_S = 0.1
+_QUIET_S = 0.06
 #: A board's silence is counted by its clock; ours must be a little longer.
 _QUIET_MARGIN = 1.25
 #: Reads of 4096 bytes after which a line that never falls silent is given up.

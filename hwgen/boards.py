@@ -58,6 +58,25 @@ class OpenFlow:
 
 
 @dataclass(frozen=True)
+class Soc:
+    """What `shears build` needs of a board of flow ``open``: a design with memory and serial line.
+
+    Attributes
+    ----------
+    constraints
+        Pins of the design, as LPF text.
+    baud
+        Bits a second of the serial line.
+    program
+        Commands that load a bitstream, any of them; ``{bit}`` stands for its path.
+    """
+
+    constraints: str
+    baud: int
+    program: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class VivadoFlow:
     """How Vivado builds for a Zynq-7000 board.
 
@@ -81,8 +100,8 @@ class Board:
     """A board: its device, clock, memory, register address and default configuration.
 
     `oscillator_hz` is 0 where the clock comes from a processor. `open_flow` is None unless the
-    board's flow is ``open``; `vivado` unless it is ``vivado`` and the file has that table, which
-    only building needs.
+    board's flow is ``open``; `vivado` unless it is ``vivado``, and `soc` unless it is ``open``, and
+    the file has that table, which only building needs.
     """
 
     key: str
@@ -101,6 +120,7 @@ class Board:
     oscillator_hz: int = 0
     open_flow: OpenFlow | None = None
     vivado: VivadoFlow | None = None
+    soc: Soc | None = None
 
 
 class BoardError(ValueError):
@@ -157,19 +177,33 @@ def _board(path: Path, data: dict[str, Any]) -> Board:
         oscillator_hz=data["clock"].get("oscillator_hz", 0),
         open_flow=_open_flow(path, data["open"]) if data["flow"] == "open" else None,
         vivado=_vivado_flow(path, data) if data["flow"] == "vivado" and "vivado" in data else None,
+        soc=_soc(path, data["soc"]) if data["flow"] == "open" and "soc" in data else None,
     )
 
 
 def _open_flow(path: Path, data: dict[str, Any]) -> OpenFlow:
-    pins = path.with_name(data["constraints"])
-    if not pins.is_file():
-        raise ValueError(f"open.constraints must be a file beside {path}, not {pins.name!r}")
     return OpenFlow(
         device=data["device"],
         package=data["package"],
         speed=data["speed"],
-        constraints=pins.read_text(encoding="utf-8"),
+        constraints=_beside(path, "open", data),
     )
+
+
+def _soc(path: Path, data: dict[str, Any]) -> Soc:
+    return Soc(
+        constraints=_beside(path, "soc", data),
+        baud=data["baud"],
+        program=tuple(data["program"]),
+    )
+
+
+def _beside(path: Path, table: str, data: dict[str, Any]) -> str:
+    """Return the text of a table's file of constraints."""
+    pins = path.with_name(data["constraints"])
+    if not pins.is_file():
+        raise ValueError(f"{table}.constraints must be a file beside {path}, not {pins.name!r}")
+    return pins.read_text(encoding="utf-8")
 
 
 def _vivado_flow(path: Path, data: dict[str, Any]) -> VivadoFlow:

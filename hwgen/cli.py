@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--count", type=int, default=1, help="random images to run")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--on", choices=("rtl", "interpreter"), default="rtl")
+    sub.add_argument("--port", help="run on the board at this serial port (/dev/ttyUSB0, COM3)")
 
     sub = verb("profile", _profile)
     sub.add_argument("bundle", type=Path)
@@ -177,8 +178,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--cache", type=Path, default=Path("build/place"))
 
     sub = verb("build", _build)
-    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file, flow 'vivado'")
+    sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--out", type=Path, help="folder to write; build/BOARD if not given")
+    sub.add_argument("--seed", type=int, default=1, help="of nextpnr's placer (flow 'open')")
+    sub.add_argument(
+        "--cache", type=Path, default=Path("build/place"), help="finished runs (flow 'open')"
+    )
     sub.add_argument("--jobs", type=int, default=2, help="processes that Vivado may start")
     sub.add_argument(
         "--timeout", type=float, default=240, metavar="MINUTES", help="stop Vivado after so many"
@@ -188,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("selftest", _selftest)
     sub.add_argument("--overlay", metavar="FILE.bit", help="test this board, with this bitstream")
+    sub.add_argument("--port", help="test the board at this serial port (/dev/ttyUSB0, COM3)")
     sub.add_argument("--ip", help="name of the accelerator, where the overlay holds several")
     sub.add_argument("--bundle", type=Path, help="simulate this bundle's configuration")
     sub.add_argument("--board", default="pynq-z2", help="board whose configuration to simulate")
@@ -445,7 +451,7 @@ def _estimate(arguments: argparse.Namespace) -> Report:
 
 
 def _run(arguments: argparse.Namespace) -> Report:
-    """Run images through the simulated RTL (or the interpreter) and check every bit."""
+    """Run images on the simulated RTL, a board or the interpreter, and check every bit."""
     import numpy as np
 
     from hwgen.arch import Bundle, GoldenRun
@@ -469,11 +475,11 @@ def _run(arguments: argparse.Namespace) -> Report:
         wanted = [(rows,) for batch in batches for rows in golden.run(batch)[0]]
     else:
         wanted = [(golden.run(one)[0],) for one in codes]
-    if arguments.on == "rtl":
+    on = f"the board at {arguments.port}" if arguments.port else f"the {arguments.on}"
+    if arguments.port or arguments.on == "rtl":
         import host
-        import sim
 
-        with sim.SimulatedBoard(bundle) as board:
+        with _device(arguments.port, bundle) as board:
             accelerator = host.Accelerator(bundle, device=board)
             for logits, want in zip(accelerator.run_batch(images), wanted, strict=True):
                 expected = bundle.dequantize_output(0, want[0])
@@ -483,12 +489,25 @@ def _run(arguments: argparse.Namespace) -> Report:
                 counters = dict(accelerator.last_run.counters)
     else:
         results = [bundle.dequantize_output(0, want[0]).ravel().tolist() for want in wanted]
-    print(f"{len(images)} images on the {arguments.on}, {mismatches} differ from the golden model")
+    print(f"{len(images)} images on {on}, {mismatches} differ from the golden model")
+    if bundle.labels:
+        print("labels:", *(bundle.labels[int(np.argmax(row))] for row in results))
     for name, value in counters.items():
         print(f"  {name:18s} {value:,}")
     if mismatches:
         raise RuntimeError(f"{mismatches} of {len(images)} results differ from the golden model")
     return {"logits": results, "mismatches": mismatches, "counters": counters}
+
+
+def _device(port: str | None, design: Any, **simulated: Any) -> Any:
+    """Return the board at a serial port, or a simulated one."""
+    if port:
+        import host
+
+        return host.SerialBoard(port)
+    import sim
+
+    return sim.SimulatedBoard(design, **simulated)
 
 
 def _profile(arguments: argparse.Namespace) -> Report:
@@ -779,21 +798,20 @@ def _place(arguments: argparse.Namespace) -> Report:
 
 
 def _build(arguments: argparse.Namespace) -> Report:
-    """Build a Zynq board's overlay with Vivado, or write all that Vivado needs."""
+    """Build a board's bitstream: with Vivado for a Zynq, with open tools for an ECP5."""
     from dataclasses import asdict
 
     from hwgen.boards import load_board
     from rtl import vivado
 
     board = load_board(arguments.board)
+    folder: Path = arguments.out or Path("build") / board.key
+    if board.flow == "open":
+        return _build_open(arguments, board, folder)
     if board.vivado is None:
         raise UsageError(
-            f"board must have the flow 'vivado', not {board.flow!r}; try pynq-z2, or "
-            f"shears place --board {board.key}"
-            if board.flow != "vivado"
-            else f"{arguments.board} must have a table [vivado]; docs/adding-a-board.md has it"
+            f"{arguments.board} must have a table [vivado]; docs/adding-a-board.md has it"
         )
-    folder: Path = arguments.out or Path("build") / board.key
     target = vivado.Target(
         board=board.key,
         part=board.part,
@@ -850,8 +868,57 @@ def _build(arguments: argparse.Namespace) -> Report:
     return {**report, **asdict(overlay), "bit": str(overlay.bit), "hwh": str(overlay.hwh)}
 
 
+def _build_open(arguments: argparse.Namespace, board: Any, folder: Path) -> Report:
+    """Build the whole design of a board without a processor; print what it takes and reaches."""
+    from dataclasses import asdict, replace
+
+    from hwgen.arch.link import LinkConfig
+    from rtl import open_flow
+    from rtl.place import Target
+
+    if board.soc is None:
+        raise UsageError(
+            f"{arguments.board} must have a table [soc]; docs/adding-a-board.md has it"
+        )
+    target = Target(**vars(replace(board.open_flow, constraints=board.soc.constraints)))
+    link = LinkConfig(board.accelerator_hz, board.soc.baud, board.ddr_bytes)
+    run = f"shears build --board {board.key} --seed {arguments.seed}"
+    with _errors().status("Yosys, nextpnr and ecppack; a quarter of an hour") as status:
+        built = open_flow.build(
+            board.config,
+            link,
+            target,
+            board.oscillator_hz,
+            asdict(board.budget),
+            folder,
+            seed=arguments.seed,
+            cache_dir=arguments.cache,
+            progress=lambda step: status.update(f"{board.key}: {step}"),
+            about={"run": run, "board": board.key},
+        )
+    found = built.placement
+    _table(
+        f"{board.name}: {config_text(board.config)}, {board.ddr_bytes >> 10} KiB of memory",
+        (board.part, "used", "of", "%"),
+        [
+            (kind, f"{found.used[kind]:,g}", f"{limit:,}", f"{built.percent[kind]:.1f}")
+            for kind, limit in asdict(board.budget).items()
+        ],
+    )
+    minutes = sum(found.seconds.values()) / 60
+    print(
+        f"{found.mhz:.1f} MHz, and {found.target_mhz:g} are needed; {minutes:.1f} minutes of "
+        f"{', '.join(found.seconds)}\n"
+        f"{built.bit}: {found.bitstream_bytes:,} bytes, sha256 {found.bitstream_sha256}\n"
+        f"Load it with one of these, then run networks with --port (docs/ulx3s.md):"
+    )
+    for command in board.soc.program:
+        print(f"  {command.format(bit=built.bit)}")
+    return {"folder": str(folder), "bit": str(built.bit), "run": run, **found.to_dict()}
+
+
 def _selftest(arguments: argparse.Namespace) -> Report:
-    """Test an accelerator line by line: this board's with --overlay, else a simulated one."""
+    """Test an accelerator line by line: --overlay or --port name a board, else a simulated one."""
     from host.selftest import FAIL, SelfTest, make_selftest, run_and_print
 
     how = {"seed": arguments.seed, "timeout_s": arguments.timeout}
@@ -859,21 +926,19 @@ def _selftest(arguments: argparse.Namespace) -> Report:
         where = (arguments.overlay, arguments.ip, arguments.bundle, None)
         report = run_and_print(make_selftest(None, *where, **how))
     else:
-        import sim
         from hwgen.arch import Bundle
         from hwgen.boards import load_board
 
         board = load_board(arguments.board)
         config = Bundle.load(arguments.bundle).config if arguments.bundle else board.config
-        with sim.SimulatedBoard(
-            config,
-            memory_latency_cycles=board.read_latency_cycles,
-            clock_hz=board.accelerator_hz,
-            register_base=board.register_address,
-        ) as simulated:
-            report = run_and_print(
-                SelfTest(config, simulated, base_address=board.register_address, **how)
-            )
+        simulated = {
+            "memory_latency_cycles": board.read_latency_cycles,
+            "clock_hz": board.accelerator_hz,
+            "register_base": board.register_address,
+        }
+        with _device(arguments.port, config, **simulated) as device:
+            address = device.register_base
+            report = run_and_print(SelfTest(config, device, base_address=address, **how))
     failed = [check["name"] for check in report["checks"] if check["status"] == FAIL]
     if failed:
         if arguments.json:  # what failed is what one wants to keep

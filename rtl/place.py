@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hardware room: a configuration placed and routed on an ECP5, timing and bitstream included.
+"""The hardware room: a design placed and routed on an ECP5, timing and bitstream included.
 
-`place_and_route` gives the emitted Verilog to Yosys (`synth_ecp5`), nextpnr and ecppack: programs
-that anybody can install, and whose timing is that of placed cells and routed wires. Around the
-accelerator stands `wrapper`: its ports, hundreds of bits, reach the die's edge through one pin each
-way, so that nothing is optimised away for want of a reader or a writer, and with a register at each
-port, so that the wrapper is not what limits the clock.
+`place_design` gives Verilog to Yosys (`synth_ecp5`), nextpnr and ecppack: programs that anybody can
+install, and whose timing is that of placed cells and routed wires.
 
-The bitstream is a real one, but the wrapper talks to nobody: a board's own design takes its place.
+`place_and_route` does so with the accelerator alone. Around it stands `wrapper`: its ports,
+hundreds of bits, reach the die's edge through one pin each way, so that nothing is optimised away
+for want of a reader or a writer, and with a register at each port, so that the wrapper is not what
+limits the clock.
+
+The bitstream is a real one, but the wrapper talks to nobody: `rtl.open_flow` takes a board's own
+design in its place.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.files import replacing
 from rtl.emit import TOP_NAME, emit_verilog
 from rtl.resources import verilog_digest
-from rtl.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, cached, synthesise
+from rtl.tools import ECPPACK, NEXTPNR_ECP5, YOSYS, Progress, ToolError, cached, synthesise
 
 WRAPPER_NAME = "shears_pins"
 _MACHINE = "machine"
@@ -146,6 +149,30 @@ class Placement:
         return cls(**{**data, **lists, "critical_paths": paths})
 
 
+@dataclass(frozen=True)
+class Design:
+    """What is placed.
+
+    Attributes
+    ----------
+    verilog, top
+        The whole text, and the name of its top module.
+    machine
+        Name of the cell in the top whose modules are the blocks that a path is told by.
+    module
+        Name of that cell's module; those below it are called ``module.block``.
+    """
+
+    verilog: str
+    top: str
+    machine: str
+    module: str
+
+    def block_paths(self) -> frozenset[str]:
+        """Return the paths of all blocks."""
+        return module_paths(self.verilog, self.module)
+
+
 def place_and_route(
     config: AcceleratorConfig,
     target: Target,
@@ -167,8 +194,33 @@ def place_and_route(
         If a program is missing or fails, as nextpnr does where the design has no room.
     """
     verilog = emit_verilog(config)
-    design = verilog + wrapper(verilog)
-    script = place_script()
+    design = Design(
+        verilog + wrapper(verilog),
+        WRAPPER_NAME,
+        f"{_MACHINE}.accelerator",
+        f"{TOP_NAME}.accelerator",
+    )
+    placement, bits = place_design(design, target, hertz, seed, cache_dir, progress)
+    if bitstream is not None:
+        with replacing(bitstream) as temporary:
+            temporary.write_bytes(bits)
+    return replace(placement, verilog_sha256=verilog_digest(verilog))
+
+
+def place_design(
+    design: Design,
+    target: Target,
+    hertz: int,
+    seed: int = 1,
+    cache_dir: Path | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Placement, bytes]:
+    """Synthesise, place, route and pack any design; return what came of it, and the bitstream.
+
+    As `place_and_route`, which see for the cache. Raises ToolError, which names what there is too
+    much of where the design has no room.
+    """
+    script = place_script(design.top)
     options = [
         *("--" + target.device, "--package", target.package, "--speed", str(target.speed)),
         *("--freq", f"{hertz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail"),
@@ -177,7 +229,7 @@ def place_and_route(
     ]
     pack = ["--compress", "shears.config", "shears.bit"]
     versions = tuple(tool.version() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK))
-    parts = (*versions, script, " ".join(options + pack), target.constraints, design)
+    parts = (*versions, script, " ".join(options + pack), target.constraints, design.verilog)
 
     def make() -> dict[str, Any]:
         seconds = {}
@@ -185,8 +237,8 @@ def place_and_route(
             folder = Path(name)
             (folder / "shears.lpf").write_text(target.constraints, encoding="utf-8")
             steps: dict[str, Callable[[], Any]] = {
-                "yosys": lambda: synthesise(design, script, folder, progress),
-                "nextpnr": lambda: NEXTPNR_ECP5.run(options, folder, _follow(progress)),
+                "yosys": lambda: synthesise(design.verilog, script, folder, progress),
+                "nextpnr": lambda: _nextpnr(options, folder, progress),
                 "ecppack": lambda: ECPPACK.run(pack, folder),
             }
             for step, run in steps.items():
@@ -195,7 +247,7 @@ def place_and_route(
                 seconds[step] = round(time.monotonic() - start, 1)
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             bits = (folder / "shears.bit").read_bytes()
-        fmax, paths, used, available = parse_report(report, module_paths(verilog))
+        fmax, paths, used, available = parse_report(report, design.block_paths(), design.machine)
         result = Placement(
             fmax_mhz=fmax,
             target_mhz=hertz / 1e6,
@@ -204,7 +256,7 @@ def place_and_route(
             available=available,
             bitstream_bytes=len(bits),
             bitstream_sha256=hashlib.sha256(bits).hexdigest(),
-            verilog_sha256=verilog_digest(verilog),
+            verilog_sha256=verilog_digest(design.verilog),
             seed=seed,
             seconds=seconds,
             versions=versions,
@@ -217,10 +269,31 @@ def place_and_route(
         return {"placement": result.to_dict(), "bitstream": base64.b64encode(bits).decode()}
 
     made = cached(cache_dir, "place", parts, make)
-    if bitstream is not None:
-        with replacing(bitstream) as temporary:
-            temporary.write_bytes(base64.b64decode(made["bitstream"]))
-    return Placement.from_dict(made["placement"])
+    return Placement.from_dict(made["placement"]), base64.b64decode(made["bitstream"])
+
+
+def _nextpnr(options: list[str], folder: Path, progress: Progress | None) -> None:
+    """Run nextpnr; where the device is too small, say what there is too much of."""
+    follow = _follow(progress)
+    over: dict[str, str] = {}
+
+    def line(text: str) -> None:
+        if match := re.match(r"Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%", text):
+            name, used, available = match.groups()
+            if int(used) > int(available):
+                over[name] = f"{used} {name} of {available}"
+        if follow is not None:
+            follow(text)
+
+    try:
+        NEXTPNR_ECP5.run(options, folder, line)
+    except ToolError as error:
+        if not over:
+            raise
+        raise ToolError(
+            f"the design has no room: it needs {', '.join(over.values())}; try a smaller "
+            "accelerator or less memory in the board's file"
+        ) from error
 
 
 def _follow(progress: Progress | None) -> Callable[[str], None] | None:
@@ -239,17 +312,14 @@ def _follow(progress: Progress | None) -> Callable[[str], None] | None:
     return line
 
 
-def place_script() -> str:
+def place_script(top: str = WRAPPER_NAME) -> str:
     """Return the Yosys script that makes `shears.json` of `shears.v`.
 
     Everything is flattened, as a user's own flow would, and no wire loses its name: what nextpnr
     calls its cells by is what tells the blocks of a path. `resources` must hide names before ABC9,
     which fails on them module by module; on the flat netlist it does not.
     """
-    return (
-        f"read_verilog shears.v\nhierarchy -check -top {WRAPPER_NAME}\n"
-        f"synth_ecp5 -abc9 -top {WRAPPER_NAME} -json shears.json\n"
-    )
+    return f"read_verilog shears.v\nsynth_ecp5 -abc9 -top {top} -json shears.json\n"
 
 
 def wrapper(verilog: str) -> str:
@@ -298,28 +368,28 @@ def wrapper(verilog: str) -> str:
     return "\n".join([*lines, "endmodule", ""])
 
 
-def module_paths(verilog: str) -> frozenset[str]:
-    """Return the paths of all modules below the accelerator, as ``dispatch.fetch``."""
+def module_paths(verilog: str, module: str = f"{TOP_NAME}.accelerator") -> frozenset[str]:
+    """Return the paths of all modules below a module, as ``dispatch.fetch``."""
     names = re.findall(r"^module \\?(\S+?) ?\(", verilog, re.MULTILINE)
-    top = f"{TOP_NAME}.accelerator."
+    top = f"{module}."
     return frozenset(re.sub(r"\$\d+$", "", n).removeprefix(top) for n in names if n.startswith(top))
 
 
-def block_of(cell: str, paths: Iterable[str]) -> str:
+def block_of(cell: str, paths: Iterable[str], machine: str = f"{_MACHINE}.accelerator") -> str:
     """Return the deepest module of `paths` that a flattened cell's name begins with.
 
-    What belongs to the accelerator and to none of its modules is ``top``, all else ``pins``.
+    What belongs to the machine and to none of its modules is ``top``, all else ``pins``.
     """
-    top = f"{_MACHINE}.accelerator."
+    top = f"{machine}."
     if not cell.startswith(top):
-        return "top" if cell.startswith(f"{_MACHINE}.") else "pins"
+        return "top" if cell.startswith(machine.partition(".")[0] + ".") else "pins"
     place = cell.removeprefix(top)
     found = [path for path in paths if re.match(re.escape(path) + r"\W", place)]
     return max(found, key=len, default="top")
 
 
 def parse_report(
-    report: Mapping[str, Any], paths: Iterable[str]
+    report: Mapping[str, Any], paths: Iterable[str], machine: str = f"{_MACHINE}.accelerator"
 ) -> tuple[dict[str, float], tuple[CriticalPath, ...], dict[str, float], dict[str, float]]:
     """Return what nextpnr's ``--report`` says: Fmax a clock, paths, used, available.
 
@@ -332,8 +402,9 @@ def parse_report(
         if each["from"] != each["to"]:
             continue
         hops = tuple(
-            Hop(block_of(h["to"]["cell"], known), h["to"]["cell"], h["type"], round(h["delay"], 3))
+            Hop(block_of(cell, known, machine), cell, h["type"], round(h["delay"], 3))
             for h in each["path"]
+            for cell in [h["to"]["cell"]]
         )
         critical.append(CriticalPath(_clock(each["from"]), _clock(each["to"]), hops))
     found = report["utilization"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests room: the driver over a serial line, bit by bit, to the RTL of accelerator and memory."""
+"""The tests room: the driver over a serial line, bit by bit, to the RTL behind it."""
 
 from __future__ import annotations
 
