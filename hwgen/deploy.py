@@ -34,6 +34,7 @@ NOT_BUILT = "overlay/NOT-BUILT.txt"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _TAR_TIME = 315532800  # the same moment, in seconds
 _GENERATOR = "shears package"
+_NUMPY = "numpy>=1.21"  # PYNQ 3.0 images have Ubuntu 22.04's 1.21.5
 # Beside `hwgen.arch`, which is all that they import; the second draws with matplotlib, if asked to.
 _FROM_HWGEN = ("__init__.py", "profile_report.py")
 _NOTEBOOK_FILES = (".ipynb", ".py", ".md", ".npz", ".npy", ".png", ".jpg", ".json", ".bin")
@@ -173,7 +174,7 @@ def board_wheel() -> tuple[str, bytes]:
         "Summary: The board's part of Shears: driver and contract",
         "License: Apache-2.0",
         "Requires-Python: >=3.10",
-        "Requires-Dist: numpy>=1.24",
+        f"Requires-Dist: {_NUMPY}",
     ]
     files[f"{info}/METADATA"] = ("\n".join(headers) + "\n").encode()
     files[f"{info}/WHEEL"] = (
