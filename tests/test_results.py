@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tests room: the numbers on README and docs are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accelerator_page import page
+from benchmarks.backends import _section
+from hwgen.boards import load_board
+
+ROOT = Path(__file__).parents[1]
+
+
+def _results(name: str) -> dict[str, Any]:
+    text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_readmes_table_is_the_benchmarks() -> None:
+    """Cycles, milliseconds and share of MACs of each network at batch 1."""
+    report = _results("accelerator")
+    rows = {row["network"]: row for row in report["rows"] if row["batch"] == 1}
+    table = re.findall(
+        r"^\| ([\w .-]+), \d+ x \d+[^|]*\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) % \|$",
+        _text("README.md"),
+        re.MULTILINE,
+    )
+    assert len(table) >= 4
+    for name, cycles, milliseconds, busy in table:
+        row = rows[name]
+        assert f"{row['cycles']:,}" == cycles
+        assert f"{1e3 * row['cycles'] / report['clock_hz']:.3f}" == milliseconds
+        assert f"{100 * row['mac_utilisation']:.1f}" == busy
+
+
+def test_the_accelerators_page_is_of_its_results() -> None:
+    """The page is what the benchmark makes of the numbers."""
+    report = _results("accelerator")
+    assert _text("docs/results/accelerator.md") == page(report, load_board(report["board"]))
+
+
+def test_the_table_of_back_ends_is_of_its_results() -> None:
+    """The generated part of docs/backends.md is what the benchmark makes of the numbers."""
+    assert _section(_results("backends")).strip() in _text("docs/backends.md")
