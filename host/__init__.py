@@ -33,9 +33,11 @@ from host.errors import (
     WrongHardware,
     WrongLink,
 )
+from host.frames import Frame
 from host.hls4ml import Hls4mlAccelerator, StreamMismatch, StreamRecord
 from host.overlay import open_overlay
 from host.profile import profile
+from hwgen.arch.frames import FrameError
 
 if TYPE_CHECKING:
     from host.serial_link import SerialBoard
@@ -54,6 +56,8 @@ __all__ = [
     "CroppedClassifier",
     "DeviceNotFound",
     "DigestMismatch",
+    "Frame",
+    "FrameError",
     "DmaError",
     "DmaTimeout",
     "Hls4mlAccelerator",
