@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools setup demo test test-all lint format bench bench-accelerator bench-backends \
+.PHONY: help check-tools setup demo test test-all notebooks lint format bench bench-accelerator bench-backends \
 	bench-place bench-compression resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).

@@ -11,7 +11,13 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path for room in ("host", "hwgen/arch") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(
+    path
+    for room in ("host", "hwgen/arch", "notebooks")
+    for path in (ROOT / room).rglob("*.py")
+    if "data" not in path.parts
+)
+FILES += [ROOT / "hwgen" / "__init__.py", ROOT / "hwgen" / "profile_report.py"]
 
 _COMPILE = """
 import json, sys
@@ -50,6 +56,10 @@ def test_board_files_run_on_python_3_10() -> None:
     assert len(FILES) >= 10
     for path in FILES:
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 10))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                ast.parse("".join(cell["source"]), notebook.name, feature_version=(3, 10))
     interpreter = python310()
     if interpreter is not None:
         paths = json.dumps([str(path) for path in FILES])

@@ -97,6 +97,37 @@ def damaged() -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("power", [True, False], ids=["keeps power", "loses power"])
+@pytest.mark.parametrize("accesses", [0, 12, 20])
+def test_pulled_out(
+    bundle: Bundle,
+    board: SimulatedBoard,
+    power: bool,
+    accesses: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Registers that can't be reached any more are a TransportError; back again, it works."""
+    read, left = board.read_registers, accesses
+
+    def pulled(address: int, length: int) -> bytes:
+        nonlocal left
+        if left == 0:
+            raise OSError(5, "Input/output error")
+        left -= 1
+        return read(address, length)
+
+    with opened(bundle, board) as accelerator:
+        board.reset_hardware()  # so that the run begins with the setup program
+        with monkeypatch.context() as patch:
+            patch.setattr(board, "read_registers", pulled)
+            with pytest.raises(host.TransportError, match="Input/output error"):
+                assert_works(accelerator)
+        if not power:
+            board.reset_hardware()
+            board.harness.memory[:] = 0xA5
+        assert_works(accelerator)
+
+
 SUM = {"mode": 3, "tap_count": 1, "output_height": 1, "output_width": 1, "input_height": 1}
 SUM |= {"input_width": 1}
 
