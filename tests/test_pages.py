@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests room: the files and names that the pages about the tree mention are there."""
+"""The tests room: the files and names that README and docs mention are there."""
 
 from __future__ import annotations
 
 import ast
-import operator
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pynq
 import pytest
@@ -17,17 +17,24 @@ from hwgen.arch import isa
 ROOT = Path(__file__).parents[1]
 ROOMS = ("hwgen", "rtl", "host", "sim", "boards", "tests", "benchmarks", "notebooks", "docs")
 #: Each gives files by their whole path, or, in prose, by the end of it.
-PAGES = ("adding-an-operation", "adding-a-board", "architecture")
+GENERATED = ("isa.md", "registers.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in GENERATED),
+)
 
 _PATH = re.compile(r"([\w-]+(?:/[\w-]+)*\.(?:py|md|toml|tcl|cpp|json|xml))(?::([\w.]+))?")
 _FOLDER = re.compile(rf"(?:{'|'.join(ROOMS)})(?:/\w+)*/?")
 _NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?:\(.*\))?")
-#: Not of this tree: files of a bundle, of a profile, of a vendor; Vivado's and ONNX's own names.
-ELSEWHERE = {"manifest.json", "trace.json", "preset.xml", "MaxPooling2D", "CONFIG"}
+#: Files that are written or are a user's or a vendor's, and names of Python's, Vivado's and others.
+WRITTEN = {"manifest.json", "trace.json", "report.json", "bundle.json", "INSTALL.md"}
+WRITTEN |= {"settings.tcl", "design.tcl", "hwgen/_boards"}
+FOREIGN = {"net.py", "FILE.py:NAME", "preset.xml", "CONFIG", "board_part", "UserWarning"}
+ELSEWHERE = WRITTEN | FOREIGN
 
 
 def _spans(page: str) -> list[str]:
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return sorted(set(re.findall(r"`([^`\n]+)`", prose)))
 
@@ -72,6 +79,19 @@ def _defined(file: Path, name: str) -> bool:
     return True
 
 
+def _in_pynq(names: list[str]) -> bool:
+    """Tell whether the installed pynq has a name, without asking it for a device."""
+    here: Any = pynq
+    for name in names:
+        # Properties of a metaclass (Device.active_device) must not run.
+        if name in vars(type(here)):
+            return True
+        if not hasattr(here, name):
+            return False
+        here = getattr(here, name)
+    return True
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_mentions_exists(page: str) -> None:
     """Files, names in files (`file.py:name`), folders, and every other word of code."""
@@ -83,7 +103,7 @@ def test_what_a_page_mentions_exists(page: str) -> None:
             file = _found(match[1])
             good = file is not None and (match[2] is None or _defined(file, match[2]))
         elif span.startswith("pynq."):
-            good = operator.attrgetter(span.partition("(")[0].partition(".")[2])(pynq) is not None
+            good = _in_pynq(span.partition("(")[0].split(".")[1:])
         elif _FOLDER.fullmatch(span):
             good = (ROOT / span).is_dir()
         elif _NAME.fullmatch(span):
@@ -94,7 +114,7 @@ def test_what_a_page_mentions_exists(page: str) -> None:
         if not good:
             missing.append(span)
     assert not missing
-    assert looked_up >= 15
+    assert looked_up >= 5
 
 
 def _anchors(page: Path) -> set[str]:
