@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.cropped import ordered_box
+from host.cropped import choose_resizer, look_at, ordered_box, placed
 from host.driver import Accelerator, RunRecord
+from host.frames import Frame, FramePool
 from host.overlay import open_overlay
 from hwgen.arch.cascade import confidence_of
 from hwgen.arch.cascade_bundle import CascadeBundle
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import square_crop
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class CascadePrediction:
 class _Frame:
     """A frame on its way through the stages."""
 
-    pixels: NDArray[np.uint8]  # what the stages see: the frame, or its crop
+    picture: Frame | NDArray[np.uint8]
+    seen: tuple[int, int, int, int]  # y0, x0, height, width: what the stages see of it
     box: NDArray[np.float32] | None = None
     crop: tuple[int, int, int] | None = None
     predictor_run: RunRecord | None = None
@@ -87,6 +89,8 @@ class CascadeClassifier:
         The networks and their rule; `CascadeBundle.load(file)`.
     device, overlay, options
         As in `host.Accelerator`, which every network gets. A bitstream is loaded once.
+    resize
+        Who crops and resizes, as in `host.CroppedClassifier`.
 
     Raises
     ------
@@ -97,7 +101,13 @@ class CascadeClassifier:
     """
 
     def __init__(
-        self, bundle: CascadeBundle, device: Any = None, *, overlay: Any = None, **options: Any
+        self,
+        bundle: CascadeBundle,
+        device: Any = None,
+        *,
+        overlay: Any = None,
+        resize: str = "auto",
+        **options: Any,
     ) -> None:
         if not isinstance(bundle, CascadeBundle):
             raise TypeError(
@@ -109,6 +119,8 @@ class CascadeClassifier:
         self.bundle = bundle
         self.names = bundle.labels or tuple(map(str, range(bundle.classes)))
         self._accelerators: list[Accelerator] = []
+        self.resizer = choose_resizer(resize, next(iter(bundle.members.values())).config)
+        self._frames = FramePool(device if overlay is None else overlay.device)
         try:
             for member in bundle.members.values():
                 self._accelerators.append(Accelerator(member, device, overlay=overlay, **options))
@@ -117,13 +129,13 @@ class CascadeClassifier:
             raise
         self._stages = self._accelerators[-len(bundle.stages) :]
 
-    def run(self, frame: NDArray[np.uint8]) -> CascadePrediction:
+    def run(self, frame: Frame | NDArray[np.uint8]) -> CascadePrediction:
         """Label one frame.
 
         Parameters
         ----------
         frame
-            uint8 (H, W, C), any size.
+            As in `host.CroppedClassifier.run`.
 
         Raises
         ------
@@ -134,37 +146,49 @@ class CascadeClassifier:
         """
         return self.run_batch([frame])[0]
 
-    def run_batch(self, frames: Iterable[NDArray[np.uint8]]) -> list[CascadePrediction]:
+    def run_batch(self, frames: Iterable[Frame | NDArray[np.uint8]]) -> list[CascadePrediction]:
         """Label frames, each stage for all that need it before the next one: as `run`, in order.
 
         Networks that are not resident together so take turns least often. `seconds` count from
         this call. All frames are kept until the end.
         """
         started = time.perf_counter()
-        waiting = [_Frame(self._checked(frame)) for frame in frames]
+        try:
+            return self._label(frames, started)
+        finally:
+            self._frames.rewind()
+
+    def _label(
+        self, frames: Iterable[Frame | NDArray[np.uint8]], started: float
+    ) -> list[CascadePrediction]:
+        waiting = []
+        for frame in frames:
+            picture = placed(frame, self.bundle.channels, self.resizer, self._frames)
+            waiting.append(_Frame(picture, (0, 0, picture.shape[0], picture.shape[1])))
         if not waiting:
             raise ValueError("frames must hold at least one frame, not none")
         if self.bundle.predictor is not None:
-            for frame in waiting:
-                self._cut(frame, self._accelerators[0])
+            for each in waiting:
+                self._cut(each, self._accelerators[0])
         rule = self.bundle.rule
         found: dict[int, CascadePrediction] = {}
         for stage, accelerator in enumerate(self._stages):
-            for index, frame in enumerate(waiting):
+            for index, each in enumerate(waiting):
                 if index in found:
                     continue
-                logits, record = _run(accelerator, frame.pixels)
-                frame.logits = rule.fuse(stage, frame.logits, logits[None])
-                frame.runs += (record,)
-                confidence = confidence_of(frame.logits, rule.confidence)
+                logits, record = look_at(accelerator, each.picture, *each.seen)
+                each.logits = rule.fuse(stage, each.logits, logits[None])
+                each.runs += (record,)
+                confidence = confidence_of(each.logits, rule.confidence)
                 if not rule.escalate(stage, confidence)[0]:
-                    found[index] = self._prediction(frame, float(confidence[0]), started)
+                    found[index] = self._prediction(each, float(confidence[0]), started)
         return [found[index] for index in range(len(waiting))]
 
     def close(self) -> None:
         """Free every network's DMA memory. Closing again does nothing."""
         for accelerator in self._accelerators:
             accelerator.close()
+        self._frames.close()
 
     def __enter__(self) -> CascadeClassifier:
         """Return the classifier; leaving the block closes it."""
@@ -179,24 +203,13 @@ class CascadeClassifier:
         """Close it."""
         self.close()
 
-    def _checked(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Insist on a picture."""
-        frame, channels = np.asarray(frame), self.bundle.channels
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != channels:
-            raise ValueError(
-                f"a frame must be uint8 (H, W, {channels}), not {frame.dtype} {frame.shape}"
-            )
-        if min(frame.shape) < 1:
-            raise ValueError(f"a frame must have at least one pixel, not shape {frame.shape}")
-        return frame
-
     def _cut(self, frame: _Frame, predictor: Accelerator) -> None:
         """Leave of a frame its crop."""
-        raw, frame.predictor_run = _run(predictor, frame.pixels)
+        raw, frame.predictor_run = look_at(predictor, frame.picture, *frame.seen)
         frame.box = ordered_box(raw)
-        frame.crop = square_crop(frame.box, frame.pixels.shape[0], frame.pixels.shape[1])
-        y0, x0, side = frame.crop
-        frame.pixels = frame.pixels[y0 : y0 + side, x0 : x0 + side]
+        _, _, height, width = frame.seen
+        frame.crop = square_crop(frame.box, height, width)
+        frame.seen = (*frame.crop, frame.crop[2])
 
     def _prediction(self, frame: _Frame, confidence: float, started: float) -> CascadePrediction:
         """Say what a frame that needs no further stage shows."""
@@ -214,15 +227,3 @@ class CascadeClassifier:
             stage_runs=frame.runs,
             seconds=time.perf_counter() - started,
         )
-
-
-def _run(
-    accelerator: Accelerator, pixels: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], RunRecord]:
-    """Run one network on a picture of any size; return its numbers and its record."""
-    picture = resize(pixels, accelerator.bundle.input.shape[1])
-    # `run` and `last_run` belong together: another thread must not come between.
-    with accelerator.locked():
-        numbers, record = accelerator.run(picture), accelerator.last_run
-    assert record is not None  # it has just run
-    return numbers, record

@@ -3,7 +3,8 @@
 
 Dynamic image cropping of Smart Scissor (Kong et al., ICCAD 2022, section III): a light predictor
 regresses a box on the whole frame, the square crop around it is what the classifier sees. Crop
-and resize are `hwgen.arch.crop`'s, the ones the networks were trained with.
+and resize are `hwgen.arch.crop`'s, the ones the networks were trained with. The accelerator does
+them while it loads (`Accelerator.run_box`); what is left for the processor is the box's corner.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.driver import Accelerator, RunRecord
+from host.frames import Frame, FramePool
 from hwgen.arch.bundle import Bundle
+from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.crop import resize, square_crop
+
+RESIZERS = ("auto", "accelerator", "host")
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,20 @@ class CroppedClassifier:
         Square uint8 picture to one logit a class. Both bundles must have mean and std.
     names
         Text of each class; by default the classifier bundle's labels, or the numbers.
+    resize
+        Who crops and resizes: the ``accelerator``, while it loads, or the ``host``. ``auto`` is the
+        accelerator where it has a resampler. The bits are the same.
+
+    Attributes
+    ----------
+    resizer
+        ``accelerator`` or ``host``, as chosen.
 
     Raises
     ------
     ValueError
-        When a bundle does not have that shape, or `names` has another length.
+        When a bundle does not have that shape, `names` has another length, or the accelerator
+        should resize and has no resampler.
     """
 
     def __init__(
@@ -77,7 +91,10 @@ class CroppedClassifier:
         predictor: Accelerator,
         classifier: Accelerator,
         names: tuple[str, ...] | None = None,
+        resize: str = "auto",
     ) -> None:
+        self.resizer = choose_resizer(resize, classifier.bundle.config)
+        self._frames = FramePool(classifier.device)
         for name, accelerator in (("predictor", predictor), ("classifier", classifier)):
             if accelerator.bundle.batch != 1:
                 raise ValueError(
@@ -104,40 +121,34 @@ class CroppedClassifier:
         if len(self.names) != classes:
             raise ValueError(f"names must hold {classes} texts, not {len(self.names)}")
 
-    def run(self, frame: NDArray[np.uint8]) -> Prediction:
+    def run(self, frame: Frame | NDArray[np.uint8]) -> Prediction:
         """Label one frame.
 
         Parameters
         ----------
         frame
-            uint8 (H, W, C), any size.
+            A `Frame` in DMA memory, flushed; or uint8 (H, W, C), any size, which is copied to one
+            first where the accelerator resizes.
 
         Raises
         ------
         ValueError
             For another dtype or shape.
+        hwgen.arch.frames.FrameError
+            When the frame is too wide for the accelerator to resize.
         AcceleratorError
             As `Accelerator.run`.
         """
         started = time.perf_counter()
-        frame = np.asarray(frame)
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != self.channels:
-            raise ValueError(
-                f"a frame must be uint8 (H, W, {self.channels}), not {frame.dtype} {frame.shape}"
-            )
-        if min(frame.shape) < 1:
-            raise ValueError(f"a frame must have at least one pixel, not shape {frame.shape}")
-        # `run` and `last_run` belong together: another thread must not come between.
-        with self.predictor.locked():
-            raw = self.predictor.run(resize(frame, self._predictor_size))
-            predictor_run = self.predictor.last_run
-        box = ordered_box(raw)
-        y0, x0, side = square_crop(box, frame.shape[0], frame.shape[1])
-        picture = resize(frame[y0 : y0 + side, x0 : x0 + side], self._classifier_size)
-        with self.classifier.locked():
-            logits = self.classifier.run(picture)
-            classifier_run = self.classifier.last_run
-        assert predictor_run is not None and classifier_run is not None  # both have just run
+        try:
+            picture = placed(frame, self.channels, self.resizer, self._frames)
+            height, width, _ = picture.shape
+            raw, predictor_run = look_at(self.predictor, picture, 0, 0, height, width)
+            box = ordered_box(raw)
+            y0, x0, side = square_crop(box, height, width)
+            logits, classifier_run = look_at(self.classifier, picture, y0, x0, side, side)
+        finally:
+            self._frames.rewind()
         label = int(np.argmax(logits))
         return Prediction(
             label=label,
@@ -149,6 +160,74 @@ class CroppedClassifier:
             classifier_run=classifier_run,
             seconds=time.perf_counter() - started,
         )
+
+    def close(self) -> None:
+        """Free the DMA memory that pictures were copied to; the accelerators stay open."""
+        self._frames.close()
+
+
+def choose_resizer(resize: str, config: AcceleratorConfig) -> str:
+    """Return who resizes, ``accelerator`` or ``host``; see `CroppedClassifier`.
+
+    Raises
+    ------
+    ValueError
+        For another word, or for an accelerator without a resampler.
+    """
+    if resize not in RESIZERS:
+        raise ValueError(f"resize must be one of {RESIZERS}, not {resize!r}")
+    if resize == "accelerator" and not config.resampler_row_bytes:
+        raise ValueError(
+            "the accelerator must have a resampler to resize, and its resampler_row_bytes is 0; "
+            "try resize='host'"
+        )
+    return "accelerator" if config.resampler_row_bytes and resize != "host" else "host"
+
+
+def placed(
+    frame: Frame | NDArray[np.uint8], channels: int, resizer: str, frames: FramePool
+) -> Frame | NDArray[np.uint8]:
+    """Return a frame where its resizer wants it: in DMA memory, or as an array.
+
+    Raises
+    ------
+    ValueError
+        For what is no picture of so many channels.
+    """
+    picture = frame.pixels if isinstance(frame, Frame) else np.asarray(frame)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != channels:
+        raise ValueError(
+            f"a frame must be uint8 (H, W, {channels}), not {picture.dtype} {picture.shape}"
+        )
+    if min(picture.shape) < 1:
+        raise ValueError(f"a frame must have at least one pixel, not shape {picture.shape}")
+    if resizer == "host":
+        return picture
+    return frame if isinstance(frame, Frame) else frames.copy(picture)
+
+
+def look_at(
+    accelerator: Accelerator,
+    picture: Frame | NDArray[np.uint8],
+    y0: int,
+    x0: int,
+    height: int,
+    width: int,
+) -> tuple[NDArray[np.float32], RunRecord]:
+    """Run a network on a box of a picture; return its numbers and its record.
+
+    The accelerator cuts the box out of a `Frame`, this processor out of an array.
+    """
+    # A run and its `last_run` belong together: another thread must not come between.
+    with accelerator.locked():
+        if isinstance(picture, Frame):
+            numbers = accelerator.run_box(picture, y0, x0, height, width)
+        else:
+            box = picture[y0 : y0 + height, x0 : x0 + width]
+            numbers = accelerator.run(resize(box, accelerator.bundle.input.shape[1]))
+        record = accelerator.last_run
+    assert record is not None  # it has just run
+    return numbers, record
 
 
 def ordered_box(raw: NDArray[np.float32]) -> NDArray[np.float32]:

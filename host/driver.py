@@ -197,6 +197,11 @@ class Accelerator:
             raise
 
     @property
+    def device(self) -> Any:
+        """The pynq Device that it is on."""
+        return self._device
+
+    @property
     def last_run(self) -> RunRecord | None:
         """Counters and times of the last run that succeeded; None before the first."""
         return self._last_run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from host.board import active_device, import_pynq
+from host.board import active_device, answering, import_pynq
 from host.errors import AllocationError
 from hwgen.arch.isa import BEAT_BYTES
 
@@ -97,10 +97,19 @@ class Frame:
         self.flush()
 
     def flush(self) -> None:
-        """Make the accelerator see what the processor wrote."""
+        """Make the accelerator see what the processor wrote.
+
+        Raises
+        ------
+        ValueError
+            When the frame is closed.
+        TransportError
+            When the device does not answer.
+        """
         if self._buffer is None:
             raise ValueError("a frame must not be used after close(); make another")
-        self._buffer.flush()
+        with answering("copying a frame"):
+            self._buffer.flush()
 
     def close(self) -> None:
         """Free the DMA memory; `pixels` must not be used any more. Again does nothing."""
@@ -121,3 +130,49 @@ class Frame:
     ) -> None:
         """Close it."""
         self.close()
+
+
+class FramePool:
+    """Frames that pictures are copied to, kept for pictures of the same shape; one pool a device.
+
+    Parameters
+    ----------
+    device
+        A pynq Device; None is the board this runs on.
+    """
+
+    def __init__(self, device: Any = None) -> None:
+        self._device = device
+        self._idle: list[Frame] = []
+        self._used: list[Frame] = []
+
+    def copy(self, picture: NDArray[np.uint8]) -> Frame:
+        """Return a frame that holds a picture, until `rewind`. Raises as `Frame`."""
+        shape = picture.shape
+        for frame in self._idle:
+            if frame.shape == shape:
+                self._idle.remove(frame)
+                break
+        else:
+            _close(self._idle)  # pictures have another shape now
+            frame = Frame(shape[0], shape[1], shape[2], self._device)
+        self._used.append(frame)
+        frame.write(picture)
+        return frame
+
+    def rewind(self) -> None:
+        """Take all frames back; one is kept, since pictures mostly come one at a time."""
+        self._idle, self._used = self._used + self._idle, []
+        rest = self._idle[1:]
+        self._idle = self._idle[:1]
+        _close(rest)
+
+    def close(self) -> None:
+        """Free every frame."""
+        _close(self._used)
+        _close(self._idle)
+
+
+def _close(frames: list[Frame]) -> None:
+    while frames:
+        frames.pop().close()

@@ -526,11 +526,11 @@ class Resampler(wiring.Component):
         wiring.connect(m, packer.beats, wiring.flipped(self.output))
         part_bits = (resample.STEP_WORDS - 1).bit_length()
         part = self.write.address[part_bits:]
-        for number, target in enumerate((row_table, column_table, packer)):
+        for number, port in enumerate((row_table.write, column_table.write, packer.write)):
             m.d.comb += [
-                target.write.valid.eq(self.write.valid & (part == number)),
-                target.write.address.eq(self.write.address),
-                target.write.data.eq(self.write.data),
+                port.valid.eq(self.write.valid & (part == number)),
+                port.address.eq(self.write.address),
+                port.data.eq(self.write.data),
             ]
         box = self.box
         m.d.comb += [

@@ -83,6 +83,13 @@ def estimate(bundle: Bundle, memory: MemoryTiming | None = None) -> Estimate:
     )
 
 
+def estimate_cycles(
+    program: bytes, config: AcceleratorConfig, memory: MemoryTiming | None = None
+) -> int:
+    """Predict CYCLES_TOTAL of one program, a `FrameProgram`'s for example."""
+    return _Machine(program, config, memory or MemoryTiming()).play()
+
+
 @dataclass
 class _Job:
     """A LOAD whose rows are asked for: how many bursts are still to come, and the row's state."""

@@ -122,8 +122,9 @@ def frame_program(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> 
         raw = bundle.program[at : at + size]
         opcode, fields = isa.decode(raw)
         if opcode == Opcode.LOAD and fields["base"] == BASE_INPUT:
-            # Rows that lie end to end may have been loaded as one.
-            joined = fields["row_bytes"] // (out_width * channels)
+            # Rows that lie end to end may have been loaded as one, and pixels may have been words.
+            pixel_bytes = bundle.input.pixel_bytes
+            joined = fields["row_bytes"] // (out_width * pixel_bytes)
             first = fields["offset_bytes"] // bundle.input.pitch_bytes
             count = fields["rows"] * joined
             begin, steps, pointer = resample.steps_of_outputs(rows, first, first + count)
@@ -135,6 +136,10 @@ def frame_program(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> 
                 "rows": count,
                 "words_per_row": words,
                 "destination_pitch": words if joined > 1 else fields["destination_pitch"],
+                **{
+                    name: fields[name] // pixel_bytes * channels
+                    for name in ("lead_bytes", "step_bytes", "take_bytes")
+                },
             }
             raw = isa.encode(opcode, **{k: v for k, v in fields.items() if k != "opcode"})
         instructions.append(raw)

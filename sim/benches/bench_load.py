@@ -323,7 +323,7 @@ BOX = {
     "column_steps": len(COLUMN_STEPS),
     "pitch_bytes": 24,
 }
-BAD_BOX = {
+BAD_BOX: dict[str, dict[str, int]] = {
     "channels": {"channels": 0},
     "many_channels": {"channels": 5},
     "source": {"source_bytes": 0},

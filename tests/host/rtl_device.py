@@ -31,7 +31,7 @@ class RtlDevice(MemoryDevice):
     """
 
     def __init__(self, config: AcceleratorConfig, base_address: int = 0x43C0_0000) -> None:
-        super().__init__("rtl", base_address, 1 << 16)
+        super().__init__("rtl", base_address, 1 << 17)
         self.read_response = self.write_response = Response.OKAY
         self.cycles = 0
         self._top = Accelerator(config)

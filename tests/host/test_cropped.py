@@ -48,8 +48,11 @@ def pair(bundles, device):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (37, 90), (5, 3)])
-def test_frame_to_label_equals_the_steps_by_hand(pair, weights, device, rng, shape) -> None:
-    cropped = host.CroppedClassifier(*pair)
+@pytest.mark.parametrize("resizer", ["accelerator", "host"])
+def test_frame_to_label_equals_the_steps_by_hand(
+    pair, weights, device, rng, shape, resizer
+) -> None:
+    cropped = host.CroppedClassifier(*pair, resize=resizer)
     frame = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
     before = device.starts
     found = cropped.run(frame)
