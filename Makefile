@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help check-tools setup demo test test-all notebooks lint format bench bench-accelerator bench-backends \
+.PHONY: help check-tools setup demo test test-all notebooks lint format bench bench-accelerator bench-backends bench-frames \
 	bench-place bench-compression resources calibrate clean
 
 # The newest interpreter that every dependency has wheels for (pynq needs numpy<2, which ends at 3.12).
@@ -59,7 +59,7 @@ format: setup  ## rewrite the code as lint wants it
 	@.venv/bin/ruff check -q --fix-only .
 	@.venv/bin/ruff format .
 
-bench: bench-accelerator bench-backends bench-place bench-compression  ## every benchmark
+bench: bench-accelerator bench-backends bench-frames bench-place bench-compression  ## every benchmark
 
 DATA ?=
 bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DATA=FOLDER of weights
@@ -67,6 +67,9 @@ bench-accelerator: setup  ## whole networks on the RTL, against their bounds; DA
 
 bench-backends: setup  ## both back ends for the same networks, every bit compared; minutes
 	@.venv/bin/python -m benchmarks.backends
+
+bench-frames: setup  ## what it costs to cut and resize on the way in, on the RTL; a minute
+	@.venv/bin/python -m benchmarks.frames
 
 # Without DATA, only what needs no other data than the bundled frames.
 bench-compression: setup  ## train, compress, compare; DATA=FOLDER of data; hours, goes on when stopped
