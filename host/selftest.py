@@ -71,6 +71,8 @@ HINTS = {
     "buffers must not be cached differently from what pynq believes",
     "memory": "a block RAM or the wires to it: look at the build's timing report, at the clock "
     "that runs and at the supply; load the bitstream again",
+    "resampler": "its multipliers or its line memories: timing, first of all; pictures that the "
+    "host resizes (resize='host') do without it",
     "layer": "the multipliers or the requantizer: timing, first of all; memories that passed rule "
     "them out",
     "network": "what layers hand to each other: timing, first of all",
@@ -206,6 +208,7 @@ class SelfTest:
             ),
             _Line("synapse buffer", "memory", self._synapse, (*moved, *banks)),
             _Line("tap buffer", "memory", self._taps, (*moved, *banks)),
+            _Line("resampler", "resampler", self._boxes, (*moved, *banks)),
             _Line("trace buffer", "memory", self._trace, bus),
             _Line("known-answer layer", "layer", self._layer, memories),
             _Line("known-answer network", "network", self._network, memories),
@@ -458,6 +461,14 @@ class SelfTest:
             for job in programs.taps(self.config, self._rng(4), inverted):
                 self._run("the word that a tap points to", job)
         return f"{self.config.tap_entries:,} entries, every bit as 0 and as 1"
+
+    def _boxes(self) -> str:
+        if not self.config.resampler_row_bytes:
+            raise _Skip("the configuration has none")
+        jobs = programs.boxes(self.config, self._rng(7))
+        for job in jobs:
+            self._run("a box, resized", job)
+        return f"{len(jobs)} boxes equal to those resized here"
 
     def _trace(self) -> str:
         job = programs.taps(self.config, self._rng(4), inverted=False)[0]

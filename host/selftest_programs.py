@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hwgen.arch import isa
+from hwgen.arch import isa, resample
 from hwgen.arch.bundle import BASE_CONSTANTS, BASE_INPUT, BASE_OUTPUT
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.crop import resize
 from hwgen.arch.interpreter import Interpreter, Memory
 from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Mode, Opcode
 from hwgen.arch.timing import read_after_write_cycles
@@ -331,6 +332,61 @@ def taps(config: AcceleratorConfig, rng: np.random.Generator, inverted: bool) ->
                 compared.reshape(-1),
             )
         )
+    return jobs
+
+
+def boxes(config: AcceleratorConfig, rng: np.random.Generator) -> list[Job]:
+    """Resize boxes of a frame: the widest there can be, one to a larger size, one as it is.
+
+    The last one has every byte value in every channel, where the scratchpad is large enough.
+    """
+    channels, most = resample.CHANNELS_MOST, config.scratchpad_words
+    widest = (config.resampler_row_bytes - BEAT_BYTES + 1) // channels
+    side = min(16, int(most**0.5))
+    jobs = []
+    for height, width, size, skip in ((5, widest, side, 3), (3, 5, side, 5), (side, side, side, 0)):
+        pitch = -(-(skip + width * channels) // BEAT_BYTES) * BEAT_BYTES
+        frame = random_bytes(rng, height * pitch)
+        if height == width:
+            values = rng.permuted(np.tile(np.arange(256), (channels, 1)), axis=1)
+            lines = frame.reshape(height, pitch)
+            lines[:, : width * channels] = values.T[: side * side].reshape(height, -1)
+        codes = random_bytes(rng, channels * resample.CODES).reshape(channels, -1)
+        rows, columns = resample.resize_steps(height, size), resample.resize_steps(width, size)
+        tables, program = bytearray(), Program()
+        for table, word in (
+            (rows, resample.ROW_STEPS_AT),
+            (columns, resample.COLUMN_STEPS_AT),
+            (codes, resample.CODES_AT),
+        ):
+            data = table.tobytes() + bytes(-table.nbytes % BEAT_BYTES)
+            program.load(LoadTarget.RESAMPLER, BASE_CONSTANTS, len(tables), len(data), word)
+            tables += data
+        program.load(
+            LoadTarget.SCRATCHPAD,
+            BASE_INPUT,
+            skip,
+            size * channels,
+            0,
+            resample=1,
+            channels=channels,
+            source_bytes=width * channels,
+            row_steps=len(rows),
+            column_steps=len(columns),
+            pitch_bytes=pitch,
+            rows=size,
+            destination_pitch=size,
+            words_per_row=size,
+            step_bytes=channels,
+            take_bytes=channels,
+            signal_store=1,
+        )
+        program.store_words(0, size * size, 0, wait_load=1)
+        lines = frame.reshape(height, pitch)[:, skip : skip + width * channels]
+        pixels = resize(lines.reshape(height, width, channels), size)
+        wanted = np.zeros((size * size, config.ti), np.uint8)
+        wanted[:, :channels] = codes[np.arange(channels), pixels].reshape(-1, channels)
+        jobs.append(Job(program.end(), bytes(tables), frame, wanted.reshape(-1)))
     return jobs
 
 

@@ -123,7 +123,8 @@ def test_programs_are_legal_on_any_machine(config: AcceleratorConfig) -> None:
     skipped = [name for name, status in found.items() if status == SKIP]
     layers = ["known-answer layer", "known-answer network"]
     assert not failed(found)
-    assert skipped == ["interrupt"] + layers * (config.scratchpad_banks < 3)
+    none = ["resampler"] * (not config.resampler_row_bytes)
+    assert skipped == ["interrupt"] + none + layers * (config.scratchpad_banks < 3)
 
 
 def test_the_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +179,14 @@ def stuck_tap(bit: int) -> Edit:
     return edit
 
 
+def stuck_step(machine: FaultyMachine, f: dict[str, int]) -> None:
+    machine.tables[1] |= np.uint64(1 << 9)
+
+
+def stuck_code(machine: FaultyMachine, f: dict[str, int]) -> None:
+    machine.tables[-3] ^= np.uint64(1 << 21)
+
+
 def wrong_residual(machine: FaultyMachine, f: dict[str, int]) -> None:
     if f.get("residual") and f["lane_block"] == 0:
         machine.scratchpad[f["output_address"], 1] ^= 1
@@ -205,6 +214,8 @@ def wrong_pool(machine: FaultyMachine, f: dict[str, int]) -> None:
         (None, stuck_tap(15), ["tap buffer"]),
         (None, stuck_tap(17), ["tap buffer"]),
         (None, stuck_tap(27), ["tap buffer"]),
+        (None, stuck_step, ["resampler"]),
+        (None, stuck_code, ["resampler"]),
         (None, wrong_residual, ["known-answer layer", "known-answer network"]),
         (None, wrong_pool, ["known-answer network"]),
     ],
@@ -345,7 +356,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, rng) -> None:
     options = ["--bundle", str(tmp_path / "bundle"), "--seed", "7"]
     assert main([*options, "--json", str(tmp_path / "report.json")], device) == 0
     out = capsys.readouterr().out
-    assert "pass  dma loopback" in out and "17 passed, 0 failed, 1 skipped" in out
+    assert "pass  dma loopback" in out and "18 passed, 0 failed, 1 skipped" in out
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["passed"] and written["seed"] == 7
     assert written["digest"] == f"{CONFIG.digest():016x}"
