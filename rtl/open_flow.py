@@ -26,6 +26,7 @@ REPORT = "report.json"
 VERILOG = "shears.v"
 CONSTRAINTS = "shears.lpf"
 
+_ROUTER = "router2"
 _PORTS = ("clock", "serial_in", "serial_out", "hold_high", *(f"led[{i}]" for i in range(LEDS)))
 
 
@@ -122,7 +123,9 @@ def build(
     for name, text in ((VERILOG, design.verilog), (CONSTRAINTS, target.constraints)):
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    placement, bits = place_design(design, target, link.clock_hz, seed, cache_dir, progress)
+    placement, bits = place_design(
+        design, target, link.clock_hz, seed, cache_dir, progress, _ROUTER
+    )
     percent = {kind: 100 * placement.used[kind] / limit for kind, limit in budget.items()}
     if over := [
         f"{placement.used[kind]:g} {kind} of {budget[kind]}"

@@ -214,22 +214,24 @@ def place_design(
     seed: int = 1,
     cache_dir: Path | str | None = None,
     progress: Progress | None = None,
+    router: str = "router1",
 ) -> tuple[Placement, bytes]:
     """Synthesise, place, route and pack any design; return what came of it, and the bitstream.
 
-    As `place_and_route`, which see for the cache. Raises ToolError, which names what there is too
-    much of where the design has no room.
+    As `place_and_route`, which see for the cache. `router` is nextpnr's name of one. Raises
+    ToolError, which names what there is too much of where the design has no room.
     """
     script = place_script(design.top)
+    verilog = without_brackets(design.verilog)
     options = [
         *("--" + target.device, "--package", target.package, "--speed", str(target.speed)),
         *("--freq", f"{hertz / 1e6:g}", "--seed", str(seed), "--timing-allow-fail"),
         *("--json", "shears.json", "--lpf", "shears.lpf", "--textcfg", "shears.config"),
-        *("--report", "report.json"),
+        *("--report", "report.json", "--router", router),
     ]
     pack = ["--compress", "shears.config", "shears.bit"]
     versions = tuple(tool.version() for tool in (YOSYS, NEXTPNR_ECP5, ECPPACK))
-    parts = (*versions, script, " ".join(options + pack), target.constraints, design.verilog)
+    parts = (*versions, script, " ".join(options + pack), target.constraints, verilog)
 
     def make() -> dict[str, Any]:
         seconds = {}
@@ -237,7 +239,7 @@ def place_design(
             folder = Path(name)
             (folder / "shears.lpf").write_text(target.constraints, encoding="utf-8")
             steps: dict[str, Callable[[], Any]] = {
-                "yosys": lambda: synthesise(design.verilog, script, folder, progress),
+                "yosys": lambda: synthesise(verilog, script, folder, progress),
                 "nextpnr": lambda: _nextpnr(options, folder, progress),
                 "ecppack": lambda: ECPPACK.run(pack, folder),
             }
@@ -270,6 +272,14 @@ def place_design(
 
     made = cached(cache_dir, "place", parts, make)
     return Placement.from_dict(made["placement"]), base64.b64decode(made["bitstream"])
+
+
+def without_brackets(verilog: str) -> str:
+    """Write ``x<0>`` for names like ``x[0]``, which ABC9 takes for a bit of ``x`` where both exist.
+
+    Amaranth gives them to the elements of an array; see YosysHQ/yosys issue 4349.
+    """
+    return re.sub(r"\\\S*\[\S*", lambda m: m.group().replace("[", "<").replace("]", ">"), verilog)
 
 
 def _nextpnr(options: list[str], folder: Path, progress: Progress | None) -> None:
