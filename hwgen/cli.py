@@ -953,6 +953,11 @@ def _package(arguments: argparse.Namespace) -> Report:
     from hwgen.deploy import write_package
 
     board = load_board(arguments.board)
+    if board.flow == "open":
+        raise UsageError(
+            f"a package is for a board with a processor, which {board.key} is not; load its "
+            "bitstream, and run bundles from this computer with shears run --port"
+        )
     folder: Path = arguments.bitstream or Path("build") / board.key
     # Without Vivado, `shears build` leaves its folder there without a bitstream.
     built = any(folder.glob("*.bit"))

@@ -128,7 +128,8 @@ async def timing(dut: Any) -> None:
     """Count: the first beat after `FIRST_BEAT_LATENCY`, then a beat a cycle, across bursts too."""
     dut.axi__rready.value = 1
     await reset(dut, port__valid=0, port__write=0, axi__awvalid=0, axi__wvalid=0, axi__arvalid=0)
-    asked, came = [], []
+    asked: list[int] = []
+    came: list[tuple[int, int]] = []
     for cycle in range(80):
         dut.axi__arvalid.value = int(len(asked) < 3)
         dut.axi__araddr.value = MEMORY_BASE + 128 * len(asked)

@@ -98,7 +98,9 @@ class Bench:
             byte = await self.tick()
             if byte is not None:
                 packet.append(byte)
-            if len(packet) >= link.ANSWER_BYTES and len(packet) == link.answer_length(packet):
+            if len(packet) >= link.ANSWER_BYTES and len(packet) == link.answer_length(
+                bytes(packet)
+            ):
                 return link.parse_answer(bytes(packet))
         raise AssertionError(f"no answer, only {packet.hex(' ')}")
 

@@ -62,11 +62,14 @@ def test_ulx3s() -> None:
     assert board.open_flow is not None
     placed = set(re.findall(r'LOCATE COMP "(\w+)"', board.open_flow.constraints))
     assert placed == {"pin_clock", "pin_reset", "pin_in", "pin_out"}
+    assert board.soc is not None and board.soc.baud == 2_000_000
+    assert all("{bit}" in command for command in board.soc.program)
+    assert board.ddr_bytes == 192 << 10
 
 
 def changed(folder: Path, old: str, new: str) -> Path:
     """Return a copy of the ULX3S' files with one text of the TOML changed."""
-    for path in (ROOT / "boards").glob("ulx3s-85f.*"):
+    for path in (ROOT / "boards").glob("ulx3s-85f*"):
         shutil.copy(path, folder)
     file = folder / "ulx3s-85f.toml"
     text = file.read_text(encoding="utf-8")
@@ -82,6 +85,8 @@ def changed(folder: Path, old: str, new: str) -> Path:
         ('"ulx3s-85f.lpf"', '"other.lpf"', "open.constraints must be a file beside .*'other.lpf'"),
         ("[open]", "[closed]", "has no entry 'open'; compare it with"),
         ("bram36 = 104", "ebr = 208", "ebr"),
+        ('"ulx3s-85f-board.lpf"', '"none.lpf"', "soc.constraints must be a file beside"),
+        ("baud", "bauds", "has no entry 'baud'"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
