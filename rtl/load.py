@@ -40,7 +40,7 @@ class LoadIssuer(wiring.Component):
 
     JOBS = 4
     REQUEST_LATENCY = 3
-    RESAMPLE_LATENCY = 8
+    RESAMPLE_LATENCY = 7
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config

@@ -3,16 +3,16 @@
 
 Rows first, eight bytes a cycle: each source row that comes from DDR is weighted and added to a
 line of sums. Then columns, a step a cycle: a complete line is read pixel by pixel, weighted, added
-and rounded, while the rows of the next line come in. What leaves are the network's input codes, as
-the beats that a LOAD without `resample` would have got from DDR. `hwgen.arch.resample` has the
-tables that all this follows.
+and rounded, while the rows of the next line come in; its last one follows the reader. What leaves
+are the network's input codes, as the beats that a LOAD without `resample` would have got from DDR.
+`hwgen.arch.resample` has the tables that all this follows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal, unsigned
+from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -48,89 +48,88 @@ def box_fields(config: AcceleratorConfig) -> dict[str, Any]:
     }
 
 
-def table_write() -> wiring.Signature:
-    """Return the port through which a LOAD fills the tables, seen from the writer."""
-    return wiring.Signature(
-        {
-            "valid": Out(1),
-            "address": Out(range(resample.TABLE_WORDS)),
-            "data": Out(DATA_BITS),
-        }
-    )
+def _write_port(words: int) -> wiring.Signature:
+    """Return the port through which a LOAD fills tables, seen from the writer."""
+    return wiring.Signature({"valid": Out(1), "address": Out(range(words)), "data": Out(DATA_BITS)})
 
 
-class StepTable(wiring.Component):
-    """A table of steps, four in a word, and its reader.
+class StepTables(wiring.Component):
+    """Row steps and column steps in one memory, four in a word, and a reader of each.
 
-    `start` (with `first` and `count`) begins a list, which leaves on `steps`; the list before must
-    have left.
+    `start` of a reader (with `first` and `count`) begins a list, which leaves on its `steps`; the
+    list before must have left. The readers share a port, and rows, which are few, go first.
 
-    Timing: a step a cycle, from `LATENCY` cycles after `start` on.
+    Timing: a step a cycle, from `LATENCY` cycles after `start` on, but for those that the other
+    reader takes.
     """
 
     FIFO_DEPTH = 8
     LATENCY = 3
 
     def __init__(self) -> None:
+        reader = {
+            "start": Out(1),
+            "first": Out(range(resample.STEPS)),
+            "count": Out(STEP_COUNT_BITS),
+            "steps": In(stream.Signature(STEP)),
+        }
         super().__init__(
             {
-                "write": In(
-                    wiring.Signature(
-                        {
-                            "valid": Out(1),
-                            "address": Out(range(resample.STEP_WORDS)),
-                            "data": Out(DATA_BITS),
-                        }
-                    )
-                ),
-                "start": In(1),
-                "first": In(range(resample.STEPS)),
-                "count": In(STEP_COUNT_BITS),
-                "steps": Out(stream.Signature(STEP)),
+                "write": In(_write_port(2 * resample.STEP_WORDS)),
+                "rows": In(wiring.Signature(reader)),
+                "columns": In(wiring.Signature(reader)),
             }
         )
 
     def elaborate(self, platform: Any) -> Module:
-        """Build the memory, a counter that runs ahead, and a FIFO."""
+        """Build the memory, and of each reader a counter that runs ahead, and a FIFO."""
         m = Module()
-        memory = Memory(shape=unsigned(DATA_BITS), depth=resample.STEP_WORDS, init=[])
+        memory = Memory(shape=unsigned(DATA_BITS), depth=2 * resample.STEP_WORDS, init=[])
         m.submodules.memory = memory
-        m.submodules.fifo = fifo = StreamFifo(STEP, self.FIFO_DEPTH)
-        wiring.connect(m, fifo.output, wiring.flipped(self.steps))
-        writer, reader = memory.write_port(), memory.read_port()
-        index, left = Signal(range(resample.STEPS)), Signal(STEP_COUNT_BITS)
-        issue, read, lane = Signal(), Signal(), Signal(range(resample.STEPS_PER_WORD))
-        low = len(lane)
+        writer, port = memory.write_port(), memory.read_port()
         m.d.comb += [
             writer.en.eq(self.write.valid),
             writer.addr.eq(self.write.address),
             writer.data.eq(self.write.data),
-            issue.eq((left != 0) & (fifo.level < self.FIFO_DEPTH - 1)),
-            reader.en.eq(issue),
-            reader.addr.eq(index[low:]),
-            fifo.input.valid.eq(read),
-            fifo.input.payload.eq(reader.data.word_select(lane, resample.STEP.bits)),
         ]
-        m.d.sync += [
-            read.eq(issue),
-            lane.eq(index),
-            index.eq(Mux(self.start, self.first, index + issue)),
-            left.eq(Mux(self.start, self.count, left - issue)),
-        ]
+        lane = Signal(range(resample.STEPS_PER_WORD))
+        low = len(lane)
+        free: Any = 1
+        for number, (name, reader) in enumerate((("rows", self.rows), ("columns", self.columns))):
+            m.submodules[name] = fifo = StreamFifo(STEP, self.FIFO_DEPTH)
+            wiring.connect(m, fifo.output, wiring.flipped(reader.steps))
+            index = Signal(range(resample.STEPS), name=f"{name}_index")
+            left = Signal(STEP_COUNT_BITS, name=f"{name}_left")
+            issue, read = Signal(name=f"{name}_issue"), Signal(name=f"{name}_read")
+            m.d.comb += [
+                issue.eq((left != 0) & (fifo.level < self.FIFO_DEPTH - 1) & free),
+                fifo.input.valid.eq(read),
+                fifo.input.payload.eq(port.data.word_select(lane, resample.STEP.bits)),
+            ]
+            with m.If(issue):
+                m.d.comb += port.addr.eq(Cat(index[low:], Const(number, 1)))
+                m.d.sync += lane.eq(index)
+            m.d.sync += [
+                read.eq(issue),
+                index.eq(Mux(reader.start, reader.first, index + issue)),
+                left.eq(Mux(reader.start, reader.count, left - issue)),
+            ]
+            free = ~issue
         return m
 
 
 class RowBlender(wiring.Component):
-    """Adds weighted source rows up to lines of sums, in two line memories that take turns.
+    """Adds weighted source rows up to a line of sums, and puts complete lines where they are read.
 
     `start` begins a job (`row_steps`, `source_beats`, steady to its end). Each of `rows` is a
-    source row on `beats` with its weight; the one with `last` completes its line. `full` tells
-    which line memories hold a complete line; `release` gives one back. `line_address` reads both;
-    `line_data` follows a cycle later, where the memory is full.
+    source row on `beats` with its weight; the one with `last` completes its line, whose sums go to
+    the line memory. `full`: it holds a line, until `begin`, with which the reader begins; while
+    `reading`, the words before `words_read` may be overwritten by the next line. `line_data`
+    follows `line_address` a cycle later.
 
-    Timing: a beat a cycle, and `ROW_GAP` cycles between rows, one more where a row is one
-    beat: what a row wrote must be there before the next one reads it.
-    A line is full `LATENCY` cycles after its last beat was taken.
+    Timing: a beat a cycle, and `ROW_GAP` cycles between rows, one more where a row is one beat:
+    what a row wrote must be there before the next one reads it. A line is full `LATENCY` cycles
+    after its last beat was taken.
     """
 
     ROW_GAP = 1
@@ -146,10 +145,12 @@ class RowBlender(wiring.Component):
                 "source_beats": In(fields["source_beats"]),
                 "rows": In(stream.Signature(SOURCE_ROW)),
                 "beats": In(stream.Signature(DATA_BITS)),
-                "full": Out(2),
-                "release": In(2),
+                "full": Out(1),
+                "begin": In(1),
+                "reading": In(1),
+                "words_read": In(range(2 * self.depth)),
                 "line_address": In(range(self.depth)),
-                "line_data": Out(LINE_BITS).array(2),
+                "line_data": Out(LINE_BITS),
             }
         )
 
@@ -160,14 +161,14 @@ class RowBlender(wiring.Component):
         in_row, first, rest = Signal(), Signal(init=1), Signal()
         row = Signal(SOURCE_ROW, reset_less=True)
         opens = Signal(reset_less=True)
-        beat, target = Signal(range(self.depth)), Signal()
-        accept, over = Signal(), Signal()
+        beat = Signal(range(self.depth))
+        accept, over, unread, behind = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.rows.ready.eq(
-                ~in_row & (rows_left != 0) & ~rest & ~(first & self.full.bit_select(target, 1))
-            ),
-            self.beats.ready.eq(in_row),
-            accept.eq(in_row & self.beats.valid),
+            self.rows.ready.eq(~in_row & (rows_left != 0) & ~rest),
+            # A line is written behind the reader of the line before.
+            behind.eq(~unread & (~self.reading | (beat < self.words_read))),
+            self.beats.ready.eq(in_row & (~row.last | behind)),
+            accept.eq(self.beats.ready & self.beats.valid),
             over.eq(accept & (beat == self.source_beats - 1)),
         ]
         m.d.sync += rest.eq(over & (self.source_beats == 1))
@@ -183,53 +184,66 @@ class RowBlender(wiring.Component):
         with m.If(accept):
             m.d.sync += beat.eq(beat + 1)
         with m.If(over):
-            m.d.sync += [in_row.eq(0), target.eq(target ^ row.last)]
+            m.d.sync += in_row.eq(0)
         with m.If(self.start):
             m.d.sync += rows_left.eq(self.row_steps)
+        with m.If(self.begin):
+            m.d.sync += [unread.eq(0), self.full.eq(0)]
+        with m.If(over & row.last):
+            m.d.sync += unread.eq(1)
 
         valid = [Signal(name=f"valid{i}") for i in (1, 2, 3)]
+        last = [Signal(name=f"last{i}", reset_less=True) for i in (1, 2, 3)]
         closes = [Signal(name=f"closes{i}") for i in (1, 2, 3)]
-        into = [Signal(name=f"into{i}", reset_less=True) for i in (1, 2, 3)]
         starts = [Signal(name=f"starts{i}", reset_less=True) for i in (1, 2)]
         place = [Signal(range(self.depth), name=f"place{i}", reset_less=True) for i in (1, 2, 3)]
         weight = Signal.like(row.weight, reset_less=True)
         bytes1 = Signal(data.ArrayLayout(8, BEAT_BYTES), reset_less=True)
-        products = Signal(data.ArrayLayout(SUM_BITS, BEAT_BYTES), reset_less=True)
-        sums = Signal(data.ArrayLayout(SUM_BITS, BEAT_BYTES), reset_less=True)
-        lines = data.ArrayLayout(SUM_BITS, BEAT_BYTES)
+        lanes = data.ArrayLayout(SUM_BITS, BEAT_BYTES)
+        products, sums = Signal(lanes, reset_less=True), Signal(lanes, reset_less=True)
         m.d.sync += [
             Cat(valid).eq(Cat(accept, valid)),
+            Cat(last).eq(Cat(row.last, last)),
             Cat(closes).eq(Cat(over & row.last, closes)),
-            Cat(into).eq(Cat(target, into)),
             Cat(starts).eq(Cat(opens, starts)),
             place[0].eq(beat),
             place[1].eq(place[0]),
             place[2].eq(place[1]),
             bytes1.eq(self.beats.payload),
             weight.eq(row.weight),
-            *(products[i].eq(bytes1[i] * weight) for i in range(BEAT_BYTES)),
         ]
-        held = Signal(lines)
+        # Two bytes share a multiplier: a byte times 256 fits 16 bits, so products do not touch.
+        for i in range(0, BEAT_BYTES, 2):
+            pair = Cat(bytes1[i], Const(0, SUM_BITS - 8), bytes1[i + 1])
+            m.d.sync += Cat(products[i], products[i + 1]).eq(pair * weight)
+
+        m.submodules.sums = memory = Memory(shape=unsigned(LINE_BITS), depth=self.depth, init=[])
+        m.submodules.line = line = Memory(
+            shape=unsigned(LINE_BITS),
+            depth=self.depth,
+            init=[],
+            attrs={"ram_style": "distributed"},
+        )
+        writer, reader = memory.write_port(), memory.read_port()
+        line_writer, line_reader = line.write_port(), line.read_port()
+        held = Signal(lanes)
+        m.d.comb += [
+            reader.addr.eq(place[0]),
+            held.eq(reader.data),
+            writer.addr.eq(place[2]),
+            writer.data.eq(sums),
+            writer.en.eq(valid[2]),
+            line_writer.addr.eq(place[2]),
+            line_writer.data.eq(sums),
+            line_writer.en.eq(valid[2] & last[2]),
+            line_reader.addr.eq(self.line_address),
+            self.line_data.eq(line_reader.data),
+        ]
         m.d.sync += [
             sums[i].eq(products[i] + Mux(starts[1], 0, held[i])) for i in range(BEAT_BYTES)
         ]
-        for i in range(2):
-            memory = Memory(shape=unsigned(LINE_BITS), depth=self.depth, init=[])
-            m.submodules[f"line{i}"] = memory
-            writer, reader = memory.write_port(), memory.read_port()
-            m.d.comb += [
-                reader.addr.eq(Mux(self.full[i], self.line_address, place[0])),
-                self.line_data[i].eq(reader.data),
-                writer.addr.eq(place[2]),
-                writer.data.eq(sums),
-                writer.en.eq(valid[2] & (into[2] == i)),
-            ]
-            with m.If(into[1] == i):
-                m.d.comb += held.eq(reader.data)
-            with m.If(closes[2] & (into[2] == i)):
-                m.d.sync += self.full[i].eq(1)
-            with m.If(self.release[i]):
-                m.d.sync += self.full[i].eq(0)
+        with m.If(closes[2]):
+            m.d.sync += self.full.eq(1)
         return m
 
 
@@ -245,20 +259,12 @@ class PixelPacker(wiring.Component):
 
     FIFO_DEPTH = 16
     UNDER_WAY_BEATS = 6
-    LATENCY = 4
+    LATENCY = 3
 
     def __init__(self) -> None:
         super().__init__(
             {
-                "write": In(
-                    wiring.Signature(
-                        {
-                            "valid": Out(1),
-                            "address": Out(range(_CHANNELS * resample.CODE_WORDS)),
-                            "data": Out(DATA_BITS),
-                        }
-                    )
-                ),
+                "write": In(_write_port(_CHANNELS * resample.CODE_WORDS)),
                 "channels": In(_CHANNELS.bit_length()),
                 "valid": In(1),
                 "end": In(1),
@@ -315,17 +321,18 @@ class PixelPacker(wiring.Component):
 class ColumnBlender(wiring.Component):
     """Reads complete lines and adds their weighted pixels up to the pixels of a row.
 
-    For each line of `full`, in turn, it starts the column table and takes its steps. `valid`,
-    `pixel` and `end` go to a `PixelPacker`. `bad`: the steps do not make `row_bytes` bytes out of
+    When a line is `full`, it begins: `begin` starts the column table too, whose steps it takes.
+    `reading` from the next cycle on, it has read `words_read` words. `valid`, `pixel` and `end` go
+    to a `PixelPacker`. `bad`: the steps do not make `row_bytes` bytes out of
     `source_bytes`; the run must stop.
 
     Timing: the first step of a line is taken `START_CYCLES` cycles after the line is full; a step
-    a cycle from there; a line is released `RELEASE_CYCLES` after its last step. A pixel leaves
+    a cycle from there; the next line may begin `NEXT_CYCLES` after the last step. A pixel leaves
     `LATENCY` cycles after its last step.
     """
 
     START_CYCLES = 5
-    RELEASE_CYCLES = 1
+    NEXT_CYCLES = 2
     LATENCY = 4
     WORD_FIFO_DEPTH = 4
 
@@ -337,11 +344,12 @@ class ColumnBlender(wiring.Component):
             {
                 **{name: In(fields[name]) for name in names},
                 "row_bytes": In(isa.LOAD.by_name["row_bytes"].bits),
-                "full": In(2),
-                "release": Out(2),
+                "full": In(1),
+                "begin": Out(1),
+                "reading": Out(1),
+                "words_read": Out(range(2 * self.depth)),
                 "line_address": Out(range(self.depth)),
-                "line_data": In(LINE_BITS).array(2),
-                "table_start": Out(1),
+                "line_data": In(LINE_BITS),
                 "steps": In(stream.Signature(STEP)),
                 "room": In(1),
                 "valid": Out(1),
@@ -354,18 +362,15 @@ class ColumnBlender(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         """Run a line: words into a window, steps along it, four stages to the pixel."""
         m = Module()
-        which, begin, running = Signal(), Signal(), Signal()
+        running = self.reading
         steps_left, made = Signal(STEP_COUNT_BITS), Signal.like(self.row_bytes)
         step, take = self.steps.payload, Signal()
         last_step = Signal()
-        m.d.comb += [
-            last_step.eq(take & (steps_left == 1)),
-            self.table_start.eq(begin),
-        ]
+        m.d.comb += last_step.eq(take & (steps_left == 1))
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += begin.eq(self.full.bit_select(which, 1))
-                with m.If(begin):
+                m.d.comb += self.begin.eq(self.full)
+                with m.If(self.full):
                     m.d.sync += [steps_left.eq(self.column_steps), made.eq(0)]
                     m.next = "RUN"
             with m.State("RUN"):
@@ -378,23 +383,20 @@ class ColumnBlender(wiring.Component):
                 with m.If(last_step):
                     m.next = "END"
             with m.State("END"):
-                m.d.comb += self.release.eq(1 << which)
                 with m.If(made != self.row_bytes):
                     m.d.comb += self.bad.eq(1)
-                m.d.sync += which.eq(~which)
                 m.next = "IDLE"
 
         # Words of the line, one more than it has: the last pixel may end with a word.
-        m.submodules.words = words = ResetInserter(begin)(
+        m.submodules.words = words = ResetInserter(self.begin)(
             StreamFifo(unsigned(LINE_BITS), self.WORD_FIFO_DEPTH)
         )
-        word, read = Signal(range(self.depth)), Signal()
-        issue = Signal()
+        word, read, issue = self.words_read, Signal(), Signal()
         m.d.comb += [
             issue.eq(running & (words.level < self.WORD_FIFO_DEPTH - 1)),
             self.line_address.eq(word),
             words.input.valid.eq(read),
-            words.input.payload.eq(Mux(which, self.line_data[1], self.line_data[0])),
+            words.input.payload.eq(self.line_data),
         ]
         m.d.sync += [read.eq(issue), word.eq(Mux(running, word + issue, 0))]
 
@@ -496,7 +498,7 @@ class Resampler(wiring.Component):
         self.columns = ColumnBlender(config)
         super().__init__(
             {
-                "write": In(table_write()),
+                "write": In(_write_port(resample.TABLE_WORDS)),
                 "box": In(data.StructLayout(box_fields(config))),
                 "row_bytes": In(self.columns.row_bytes.shape()),
                 "start": In(1),
@@ -514,32 +516,30 @@ class Resampler(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         """Wire them up."""
         m = Module()
-        m.submodules.row_table = row_table = StepTable()
-        m.submodules.column_table = column_table = StepTable()
+        m.submodules.tables = tables = StepTables()
         m.submodules.rows = blender = self.blender
         m.submodules.columns = columns = self.columns
         m.submodules.packer = packer = PixelPacker()
-        wiring.connect(m, row_table.steps, wiring.flipped(self.row_steps))
+        wiring.connect(m, tables.rows.steps, wiring.flipped(self.row_steps))
         wiring.connect(m, wiring.flipped(self.rows), blender.rows)
         wiring.connect(m, wiring.flipped(self.beats), blender.beats)
-        wiring.connect(m, column_table.steps, columns.steps)
+        wiring.connect(m, tables.columns.steps, columns.steps)
         wiring.connect(m, packer.beats, wiring.flipped(self.output))
-        part_bits = (resample.STEP_WORDS - 1).bit_length()
-        part = self.write.address[part_bits:]
-        for number, port in enumerate((row_table.write, column_table.write, packer.write)):
-            m.d.comb += [
-                port.valid.eq(self.write.valid & (part == number)),
-                port.address.eq(self.write.address),
-                port.data.eq(self.write.data),
-            ]
-        box = self.box
+        box, write = self.box, self.write
+        for_codes = write.address >= resample.CODES_AT
         m.d.comb += [
-            row_table.start.eq(self.row_start),
-            row_table.first.eq(self.row_first),
-            row_table.count.eq(self.row_count),
-            column_table.start.eq(columns.table_start),
-            column_table.first.eq(0),
-            column_table.count.eq(box.column_steps),
+            tables.write.valid.eq(write.valid & ~for_codes),
+            tables.write.address.eq(write.address),
+            tables.write.data.eq(write.data),
+            packer.write.valid.eq(write.valid & for_codes),
+            packer.write.address.eq(write.address),
+            packer.write.data.eq(write.data),
+            tables.rows.start.eq(self.row_start),
+            tables.rows.first.eq(self.row_first),
+            tables.rows.count.eq(self.row_count),
+            tables.columns.start.eq(columns.begin),
+            tables.columns.first.eq(0),
+            tables.columns.count.eq(box.column_steps),
             blender.start.eq(self.start),
             blender.row_steps.eq(box.row_steps),
             blender.source_beats.eq(box.source_beats),
@@ -549,11 +549,10 @@ class Resampler(wiring.Component):
             ),
             columns.row_bytes.eq(self.row_bytes),
             columns.full.eq(blender.full),
-            blender.release.eq(columns.release),
-            blender.line_address.eq(columns.line_address),
+            columns.line_data.eq(blender.line_data),
             *(
-                mine.eq(line)
-                for mine, line in zip(columns.line_data, blender.line_data, strict=True)
+                getattr(blender, name).eq(getattr(columns, name))
+                for name in ("begin", "reading", "words_read", "line_address")
             ),
             packer.channels.eq(box.channels),
             packer.valid.eq(columns.valid),

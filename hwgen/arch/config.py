@@ -52,7 +52,8 @@ class AcceleratorConfig:
         programs are traced in several runs. 512 are two block RAMs, and so are fewer.
     resampler_row_bytes
         Longest row, in bytes, of a box that the load path resizes: a power of two, 64 to 4096; 0
-        leaves the resampler out. Up to 4096 take as many block RAMs as 64.
+        leaves the resampler out. One line of sums is block RAM, as much for 4096 as for 64, the
+        other one LUTs.
     """
 
     tn: int = 16
@@ -67,7 +68,7 @@ class AcceleratorConfig:
     outstanding_reads: int = 8
     queue_depth: int = 4
     trace_entries: int = 512
-    resampler_row_bytes: int = 4096
+    resampler_row_bytes: int = 2048
 
     def __post_init__(self) -> None:
         """Refuse what the machine cannot be built as."""

@@ -167,7 +167,7 @@ class _Row:
 
 
 class _Box:
-    """Source rows of a resampled LOAD: added up to lines, two of them; a line made into a row.
+    """Source rows of a resampled LOAD: added up to lines, and lines made into rows.
 
     Which rows complete a line its tables say, and they are not here: lines are taken to be evenly
     spread over the rows.
@@ -178,8 +178,7 @@ class _Box:
         self.now = begin
         self.taken = (begin - 2, begin - 1)
         self.row = self.line = 0
-        self.free = [begin, begin]
-        self.columns_free = begin
+        self.columns_begin = self.columns_free = begin - f["column_steps"]
         self.last_row_over = begin
 
     def take(self, first: int, count: int) -> int:
@@ -198,14 +197,17 @@ class _Box:
         self.now += timing.RESAMPLE_ROW_GAP_CYCLES + (f["source_bytes"] <= BEAT_BYTES)
         if self.row * f["rows"] < (self.line + 1) * f["row_steps"]:
             return
+        # A line's last row follows the reader of the line before.
+        beats = -(-f["source_bytes"] // BEAT_BYTES)
+        behind = f["column_steps"] * max(0, beats - timing.LINE_WORDS_AHEAD) // beats
+        late = max(0, self.columns_begin + behind - self.taken[1])
+        self.now += late
+        self.taken = (self.taken[0] + late, self.taken[1] + late)
         full = self.taken[1] + timing.LINE_CYCLES
-        start = max(full, self.columns_free) + timing.LINE_START_CYCLES
-        end = start + f["column_steps"] - 1
-        self.columns_free = end + timing.LINE_RELEASE_CYCLES
-        self.free[self.line % 2] = self.columns_free
+        self.columns_begin = max(full, self.columns_free) + timing.LINE_START_CYCLES
+        end = self.columns_begin + f["column_steps"] - 1
+        self.columns_free = end + timing.LINE_NEXT_CYCLES
         self.line += 1
-        # The next line's first row waits for its line memory.
-        self.now = max(self.now, self.free[self.line % 2])
         last = end + timing.PIXEL_CYCLES
         self.last_row_over = max(self.last_row_over, last + row.beats_to_words()) + 1
 
@@ -259,6 +261,8 @@ class _Machine:
         self.next_try = dict.fromkeys(Queue, _NEVER)
         # Load engine.
         self.jobs_open = 0
+        self.filling = False
+        self.boxes_waiting: list[Callable[[int], None]] = []
         self.row_free = 0
         self.row: _Row | None = None
         self.box: _Box | None = None
@@ -391,6 +395,8 @@ class _Machine:
 
     def _load_complete(self, now: int, job: _Job) -> None:
         self.jobs_open -= 1
+        if self.boxes_waiting:
+            self._ask_boxes(now)
         self._complete(now, Queue.LOAD, job.index)
         self._start(now, Queue.LOAD)
 
@@ -468,8 +474,21 @@ class _Machine:
         job = _Job(index, f, f["row_steps"] if f["resample"] else f["rows"])
         self.jobs_open += 1
         self.engine_free[Queue.LOAD] = _NEVER
-        issue = timing.RESAMPLE_ISSUE_CYCLES if f["resample"] else timing.LOAD_ISSUE_CYCLES
-        self.at(now + issue, lambda t: self._ask_row(t, job, 0))
+        if f["resample"]:
+            self.boxes_waiting.append(lambda t: self._ask_row(t, job, 0))
+            self._ask_boxes(now)
+        else:
+            self.filling |= f["target"] == LoadTarget.RESAMPLER
+            self.at(now + timing.LOAD_ISSUE_CYCLES, lambda t: self._ask_row(t, job, 0))
+
+    def _ask_boxes(self, now: int) -> None:
+        """Ask for a box's rows once the tables that LOADs before it fill are complete."""
+        if self.filling and self.jobs_open > 1:
+            return
+        self.filling = False
+        for ask in self.boxes_waiting:
+            self.at(now + timing.RESAMPLE_ISSUE_CYCLES, ask)
+        self.boxes_waiting.clear()
 
     def _ask_row(self, now: int, job: _Job, row: int) -> None:
         """Ask for a row; for the next one, or the next LOAD, once this one was taken."""

@@ -21,7 +21,7 @@ from hwgen.arch.crop import WEIGHT_ONE, resize_weights
 from hwgen.arch.fields import Field, Layout
 
 CHANNELS_MOST = 4
-STEPS = 2048
+STEPS = 1024
 STEPS_PER_WORD = 4
 STEP_WORDS = STEPS // STEPS_PER_WORD
 CODES = 256

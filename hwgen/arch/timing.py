@@ -102,7 +102,7 @@ LOAD_COMPLETE_CYCLES = 3
 LOAD_TO_LOAD_CYCLES = 2
 """From the cycle in which a LOAD's next row could begin to the first row of the next LOAD."""
 
-RESAMPLE_ISSUE_CYCLES = 8
+RESAMPLE_ISSUE_CYCLES = 7
 """From a resampled LOAD's acceptance to its first source row's request."""
 
 RESAMPLE_ROW_GAP_CYCLES = 1
@@ -114,10 +114,13 @@ LINE_CYCLES = 4
 LINE_START_CYCLES = 5
 """From a complete line to its first column step."""
 
-LINE_RELEASE_CYCLES = 2
-"""From a line's last column step to the line free again, and to the next one's start."""
+LINE_NEXT_CYCLES = 2
+"""From a line's last column step to the next line's start."""
 
-PIXEL_CYCLES = 8
+LINE_WORDS_AHEAD = 6
+"""Words of a line that are read ahead of their pixels' steps."""
+
+PIXEL_CYCLES = 7
 """From a row's last column step to the beat with its pixel, in front of the unpacker."""
 
 COMPUTE_START_CYCLES = 2
