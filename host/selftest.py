@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -345,17 +345,24 @@ class SelfTest:
                 ) from error
         return self._buffers[name]
 
+    def _make_room(self, sizes: Mapping[str, int]) -> None:
+        """Free all buffers if one has to grow: a board's memory may not have room for both."""
+        if any(len(self._buffers.get(name, ())) < size for name, size in sizes.items()):
+            buffers, self._buffers = self._buffers, {}
+            for buffer in buffers.values():
+                buffer.freebuffer()
+
     def _execute(self, what: str, job: programs.Job, waiting: Waiting | None = None) -> Any:
         """Run a job; returns its output region with the guard behind it, uint8."""
         self._board.claim(self.config.digest())
         bases = {}
-        for base, name, data in (
-            (BASE_CONSTANTS, "constants", job.constants),
-            (BASE_INPUT, "input", job.inputs.tobytes()),
-        ):
-            if data:
-                bases[base] = self._fill(name, data)
         size = len(job.wanted) + _GUARD_BYTES
+        given = {"constants": job.constants, "input": job.inputs.tobytes()}
+        sizes = {name: len(data) for name, data in given.items()}
+        self._make_room({**sizes, "output": size, "program": len(job.program)})
+        for base, name in ((BASE_CONSTANTS, "constants"), (BASE_INPUT, "input")):
+            if given[name]:
+                bases[base] = self._fill(name, given[name])
         bases[BASE_OUTPUT] = self._fill("output", bytes([programs.UNTOUCHED]) * size)
         self._board.execute(
             f"the self test's {what}",

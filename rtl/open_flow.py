@@ -26,7 +26,7 @@ REPORT = "report.json"
 VERILOG = "shears.v"
 CONSTRAINTS = "shears.lpf"
 
-_ROUTER = "router2"
+_ROUTER = "router1"
 _PORTS = ("clock", "serial_in", "serial_out", "hold_high", *(f"led[{i}]" for i in range(LEDS)))
 
 

@@ -25,7 +25,7 @@ from sim.simulator import build_library, cache_folder, kept_verilog
 SOC_HARNESS = Path(__file__).with_name("soc_harness.cpp")
 
 #: A line that is quick to simulate: 4 cycles a bit, and a millisecond of 1000 cycles.
-FAST_LINK = LinkConfig(clock_hz=1_000_000, baud=250_000, memory_bytes=64 << 10, quiet_cycles=2_000)
+FAST_LINK = LinkConfig(clock_hz=1_000_000, baud=250_000, memory_bytes=192 << 10, quiet_cycles=2_000)
 
 Wire = Callable[[bytes], bytes]
 

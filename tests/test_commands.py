@@ -61,6 +61,13 @@ ELSEWHERE = {
     "shears resources": "tests/rtl/test_resources.py::test_the_verb_fails_beyond_the_limit",
     "shears place": "tests/rtl/test_place.py::test_the_verb_fails_below_its_clock",
     "shears explore": "tests/hwgen/test_explore.py::test_the_verb",
+    "shears build --board ulx3s-85f": "tests/rtl/test_open_flow.py::test_the_verb",
+    "openFPGALoader --board ulx3s": "tests/rtl/test_open_flow.py::test_the_verb",
+    "shears compile net.py:model --calibration images.npz --board ulx3s-85f": (
+        "tests/sim/test_serial_link.py::test_the_page"
+    ),
+    "shears selftest --board ulx3s-85f": "tests/sim/test_serial_link.py::test_the_page",
+    "shears run build/my-network --port": "tests/sim/test_serial_link.py::test_the_page",
     "vivado -mode batch": "tests/host/test_overlay.py::test_the_pages_command_for_vivado_is_ours",
     "python -m host.selftest": "tests/host/test_overlay.py::test_the_page_about_the_board",
 }

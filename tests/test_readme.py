@@ -15,7 +15,9 @@ from hwgen.cli import _parser, main
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 GENERATED = ("docs/isa.md", "docs/registers.md")  # their Python is pseudo-code
-ON_BOARD = ("docs/board.md",)  # tests/host/test_overlay.py runs it, with an overlay to load
+#: tests/host/test_overlay.py runs it with an overlay to load, tests/sim/test_serial_link.py with a
+#: simulated port.
+ON_BOARD = ("docs/board.md", "docs/ulx3s.md")
 
 NETWORK = """
 from torch import nn

@@ -3,26 +3,39 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
+import types
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pynq
 import pytest
 
 import host
+import hwgen.boards
 from hwgen.arch import isa, link
 from hwgen.arch.bundle import Bundle
+from hwgen.arch.crop import resize
 from hwgen.arch.interpreter import GoldenRun
 from hwgen.arch.isa import Opcode
 from hwgen.arch.link import Command, Status
 from hwgen.arch.registers import BY_NAME, ID_VALUE
 from hwgen.backends import program
+from hwgen.boards import load_board
+from hwgen.cli import main
+from hwgen.demo_training import train_demo
+from sim.demo import compile_demo
 from sim.serial_port import FAST_LINK, SimulatedSerialPort
+from tests.hwgen.test_demo_training import TINY
 from tests.support.quantized_graphs import every_operation
 from tests.support.simulators import SMALL_BOARD as CONFIG
 
+ROOT = Path(__file__).parents[2]
 REGISTERS = 0x43C0_0000
 
 
@@ -371,3 +384,82 @@ def test_arguments(port: SimulatedSerialPort) -> None:
     with pytest.raises(host.LinkLost, match="was closed"):
         board.read_registers(REGISTERS, 4)
     assert port.is_open  # it was not ours to close
+
+
+NETWORK = """
+from torch import nn
+
+model = nn.Sequential(
+    nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+)
+"""
+
+
+@pytest.mark.slow
+def test_the_page(
+    port: SimulatedSerialPort,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rng: np.random.Generator,
+) -> None:
+    """Run docs/ulx3s.md from compiling on, as it stands, on a simulated port."""
+    text = (ROOT / "docs" / "ulx3s.md").read_text(encoding="utf-8")
+    folder = tmp_path / "boards"
+    folder.mkdir()
+    for path in (ROOT / "boards").glob("ulx3s-85f*"):
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    fields = "\n".join(f"{name} = {value}" for name, value in CONFIG.to_dict().items())
+    file = folder / "ulx3s-85f.toml"
+    head = file.read_text(encoding="utf-8").partition("[accelerator]")[0]
+    file.write_text(f"{head}[accelerator]\n{fields}\n", encoding="utf-8")
+    monkeypatch.setattr(hwgen.boards, "_FOLDERS", (folder,))
+    opened = []
+
+    def serial_port(name: str, baud: int, **options: object) -> SimulatedSerialPort:
+        opened.append((name, baud))
+        monkeypatch.setattr(port, "close", lambda: None)
+        return port
+
+    module = types.ModuleType("serial")
+    module.Serial = serial_port  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "serial", module)
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK, encoding="utf-8")
+    np.savez("images.npz", images=rng.normal(size=(8, 3, 8, 8)).astype(np.float32))
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for kind, block in blocks if kind == "sh" for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("shears ")]
+    assert [words[0] for words in commands] == ["build", "compile", "selftest", "run"]
+    for words in commands[1:]:
+        assert main(words) == 0, (words, capsys.readouterr())
+    (snippet,) = (block for kind, block in blocks if kind == "python")
+    exec(compile(snippet, "docs/ulx3s.md", "exec"), {"__name__": "__snippet__"})
+    printed = capsys.readouterr().out
+    assert "0 failed" in printed and "1 images on the board at /dev/ttyUSB0, 0 differ" in printed
+    assert "label: " in printed
+    assert opened == [("/dev/ttyUSB0", link.DEFAULT_BAUD)] * 3
+
+
+@pytest.mark.slow
+def test_two_networks_of_the_demo_on_the_boards_own_machine(tmp_path: Path) -> None:
+    """Predictor and classifier fit together, and label frames with the golden model's bits."""
+    models = train_demo(tmp_path, 3, None, TINY)
+    board_file = load_board("ulx3s-85f")
+    nets = compile_demo(models, board_file)
+    bundles = [nets[name].bundle for name in ("predictor", "compressed")]
+    whole = replace(FAST_LINK, memory_bytes=board_file.ddr_bytes)
+    with SimulatedSerialPort(board_file.config, whole) as line:
+        board = host.SerialBoard(line)
+        predictor, classifier = (host.Accelerator(bundle, device=board) for bundle in bundles)
+        cropped = host.CroppedClassifier(predictor, classifier)
+        for frame in models.splits.test.images[:2]:
+            found = cropped.run(frame)
+            picture = resize(frame, models.predictor_side)
+            for accelerator in (predictor, classifier):
+                bundle = accelerator.bundle
+                codes = bundle.quantize_input(bundle.preprocess(picture))
+                (wanted,) = GoldenRun(bundle).run(codes)
+                np.testing.assert_array_equal(accelerator.run_int8(codes), wanted)
+            assert found.name in models.splits.test.class_names
+        assert board.repeated == 0
