@@ -18,7 +18,7 @@ PARAMETERS = bench_parameters()
 SEED = PARAMETERS.get("seed", 1)
 DIVIDER = PARAMETERS.get("divider", 4)
 RECEIVES = PARAMETERS.get("receives", False)
-COUNT = 40
+COUNT = 40 if DIVIDER < 8 else 12
 
 
 def frame(byte: int) -> list[int]:

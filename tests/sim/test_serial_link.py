@@ -50,7 +50,7 @@ def line() -> Iterator[SimulatedSerialPort]:
 def port(line: SimulatedSerialPort) -> Iterator[SimulatedSerialPort]:
     """Give the line as new: no faults, nothing on it."""
     line.on_write = line.on_read = bytes
-    line.pulled_out = False
+    line.pulled_out, line.timeout = False, 0.5
     line.reset()
     yield line
     line.on_write = line.on_read = bytes
