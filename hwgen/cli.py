@@ -883,7 +883,7 @@ def _build_open(arguments: argparse.Namespace, board: Any, folder: Path) -> Repo
     target = Target(**vars(replace(board.open_flow, constraints=board.soc.constraints)))
     link = LinkConfig(board.accelerator_hz, board.soc.baud, board.ddr_bytes)
     run = f"shears build --board {board.key} --seed {arguments.seed}"
-    with _errors().status("Yosys, nextpnr and ecppack; a quarter of an hour") as status:
+    with _errors().status("Yosys, nextpnr and ecppack; twenty minutes") as status:
         built = open_flow.build(
             board.config,
             link,

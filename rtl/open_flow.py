@@ -91,7 +91,7 @@ def build(
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> BuiltBoard:
-    """Build a board's bitstream into `folder`; a quarter of an hour of one core.
+    """Build a board's bitstream into `folder`; some twenty minutes of one core.
 
     Writes ``shears.bit``, ``report.json`` (with `about` in front), the Verilog and the constraints,
     each whole or not at all; the bitstream last but for the report that has its SHA-256.
