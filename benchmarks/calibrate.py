@@ -19,11 +19,17 @@ from rtl.resource_model import COEFFICIENTS, calibrate
 from rtl.resources import FAMILIES, estimate_resources
 
 #: Small memories: they count exactly and their LUTs are few.
-_MEMORIES = {"scratchpad_bank_words": 1024, "synapse_rows": 512, "tap_entries": 512}
+_MEMORIES = {
+    "scratchpad_bank_words": 1024,
+    "synapse_rows": 512,
+    "tap_entries": 512,
+    "resampler_row_bytes": 0,
+}
 
 SAMPLES: dict[str, list[dict[str, int]]] = {
     "xc7": [
         {"tn": 4, "ti": 8, "tp": 1},
+        {"tn": 4, "ti": 8, "tp": 1, "resampler_row_bytes": 2048},
         {"tn": 8, "ti": 8, "tp": 1},
         {"tn": 4, "ti": 8, "tp": 2, "dsp_lanes": 4},
         {"tn": 8, "ti": 8, "tp": 2, "dsp_lanes": 8},
@@ -33,6 +39,7 @@ SAMPLES: dict[str, list[dict[str, int]]] = {
     ],
     "ecp5": [
         {"tn": 4, "ti": 8, "tp": 1},
+        {"tn": 4, "ti": 8, "tp": 1, "resampler_row_bytes": 2048},
         {"tn": 8, "ti": 8, "tp": 1},
         {"tn": 8, "ti": 8, "tp": 2, "dsp_lanes": 4},
         {"tn": 8, "ti": 16, "tp": 1, "dsp_lanes": 16, "scratchpad_banks": 4},

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hwgen.arch import resample
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.isa import BEAT_BYTES
 from hwgen.arch.trace import TRACE_RECORD
 from rtl.resources import FAMILIES, Usage
 
@@ -26,6 +28,8 @@ COEFFICIENTS = Path(__file__).with_suffix(".json")
 
 #: Multipliers of a lane of NFU-3: the sum's low bits, its high bits, the residual.
 REQUANTIZER_PRODUCTS = ((17, 16), (15, 16), (9, 24))
+#: Multipliers of a pair of bytes of the resampler's rows, and of a channel of its columns.
+RESAMPLER_PRODUCTS = ((25, 10), (17, 10))
 #: Two int8 products share one of 25 x 8 bits.
 PACKED_PRODUCT = (25, 8)
 
@@ -40,7 +44,8 @@ _RAMS = {"xc7": _XC7_RAMS, "ecp5": _ECP5_RAMS}
 _LUT_WORDS = {"xc7": 64, "ecp5": 32}
 
 # What a block's LUTs and flip-flops grow with. N, I, P are tn, ti, tp; D and L the lanes of ti
-# whose products DSP slices and LUTs make; A the bits of a scratchpad address, B its banks.
+# whose products DSP slices and LUTs make; A the bits of a scratchpad address, B its banks; R is 1
+# with a resampler.
 _Numbers = Mapping[str, float]
 FEATURES: dict[str, tuple[Callable[[_Numbers], float], ...]] = {
     "compute": (lambda c: 1, lambda c: c["I"] * c["P"], lambda c: c["N"]),
@@ -61,7 +66,7 @@ FEATURES: dict[str, tuple[Callable[[_Numbers], float], ...]] = {
     "compute.sequencer": (lambda c: 1,),
     "control": (lambda c: 1,),
     "dispatch": (lambda c: 1,),
-    "load": (lambda c: 1, lambda c: c["I"]),
+    "load": (lambda c: 1, lambda c: c["I"], lambda c: c["R"]),
     "read_master": (lambda c: 1,),
     "registers": (lambda c: 1,),
     "scratchpad": (
@@ -113,6 +118,8 @@ def predict_blocks(config: AcceleratorConfig, family: str = "xc7") -> dict[str, 
         "compute.array": (config.tn * config.tp * in_dsp // 2, (PACKED_PRODUCT,)),
         "compute.requantizer": (config.tn, REQUANTIZER_PRODUCTS),
     }
+    if config.resampler_row_bytes:
+        products["load"] = (resample.CHANNELS_MOST, RESAMPLER_PRODUCTS)
     for block, (count, shapes) in products.items():
         slices = count * sum(_slices(shape, family) for shape in shapes)
         blocks[block] = blocks.get(block, Usage()) + Usage(dsp=slices)
@@ -203,12 +210,14 @@ def _numbers(config: AcceleratorConfig) -> dict[str, float]:
         "L": in_lut,
         "A": config.scratchpad_address_bits,
         "B": config.scratchpad_banks,
+        "R": int(config.resampler_row_bytes > 0),
     }
 
 
 def _memories(config: AcceleratorConfig) -> list[tuple[str, int, int, int, int]]:
     """Return each block's memories: words, bits, bits written together, how many."""
     from rtl.layouts import TAP
+    from rtl.resampler import SUM_BITS
 
     word, tap = 8 * config.ti, TAP.size
     slices = config.scratchpad_slices
@@ -224,6 +233,10 @@ def _memories(config: AcceleratorConfig) -> list[tuple[str, int, int, int, int]]
         ("tap_buffer", config.tap_entries, tap, tap, 1),
     ]
     found.append(("trace", config.trace_entries, TRACE_RECORD.bits, TRACE_RECORD.bits, 1))
+    if config.resampler_row_bytes:
+        steps, sums = 8 * BEAT_BYTES, BEAT_BYTES * SUM_BITS
+        found.append(("load", 2 * resample.STEP_WORDS, steps, steps, 1))
+        found.append(("load", config.resampler_row_bytes // BEAT_BYTES, sums, sums, 1))
     return found
 
 

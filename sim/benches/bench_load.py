@@ -405,7 +405,7 @@ async def box_errors(dut: Any, name: str | None) -> None:
 @cocotb.test(skip=bool(CONFIG.resampler_row_bytes))
 @cocotb.parametrize(fields=[dict(target=3, rows=1, row_bytes=8), {**BOX}])
 async def no_resampler(dut: Any, fields: dict[str, int]) -> None:
-    """A machine without a resampler refuses to resample."""
+    """Refuse to resample on a machine without a resampler."""
     bench = Bench(dut, random.Random(SEED), 0.3)
     await bench.start()
     bench.load(8, **fields)
