@@ -8,6 +8,7 @@ the same epochs of fine-tuning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,7 +95,8 @@ def compressed(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Bring the network down to the target by these steps, each in its turn.
 
-    All but the last take an equal ratio, or as much as they can; the last takes what is left.
+    All but the last take an equal ratio, or come as near to it as whole groups allow; the last
+    takes what is left.
     """
     shape = _shape(images)
     by = cost.for_machine(load_board(rows.BOARD).config)
@@ -102,7 +104,7 @@ def compressed(
     kept: dict[str, float] = {}
     for done, step in enumerate(steps, 1):
         target = TARGET ** (done / len(steps)) * whole
-        model = _APPLY[step](model, images, by, target)
+        model = _APPLY[step](model, images, by, target, done == len(steps))
         kept[step] = by(model, shape) / whole
     return model, kept
 
@@ -112,9 +114,16 @@ def _shape(images: np.ndarray) -> tuple[int, int, int]:
 
 
 def _by_fraction(
-    build: Callable[[float], nn.Module], by: Cost, shape: tuple[int, int, int], target: float
+    build: Callable[[float], nn.Module],
+    by: Cost,
+    shape: tuple[int, int, int],
+    target: float,
+    reach: bool,
 ) -> nn.Module:
-    """Return the mildest of build's networks at or below the target; the hardest if none is."""
+    """Return the mildest of build's networks at or below the target; the hardest if none is.
+
+    Without `reach` it may be the next milder one, if that is nearer to the target.
+    """
     low, high = 0, 64
     while low < high:
         middle = (low + high) // 2
@@ -122,38 +131,51 @@ def _by_fraction(
             high = middle
         else:
             low = middle + 1
-    return build(min(low, 63) / 64)
+    hard = build(min(low, 63) / 64)
+    if reach or low == 0:
+        return hard
+    mild = build((low - 1) / 64)
+    ratios = [abs(math.log(by(model, shape) / target)) for model in (mild, hard)]
+    return mild if ratios[0] < ratios[1] else hard
 
 
-def _trimmed(model: nn.Module, images: np.ndarray, by: Cost, target: float) -> nn.Module:
+def _trimmed(
+    model: nn.Module, images: np.ndarray, by: Cost, target: float, reach: bool
+) -> nn.Module:
     def build(fraction: float) -> nn.Module:
         knobs = RelevanceConfig(amount=1 - fraction, align=16)
         return trim_by_relevance(model, images, knobs)[0]
 
-    return _by_fraction(build, by, _shape(images), target)
+    return _by_fraction(build, by, _shape(images), target, reach)
 
 
-def _approximated(model: nn.Module, images: np.ndarray, by: Cost, target: float) -> nn.Module:
+def _approximated(
+    model: nn.Module, images: np.ndarray, by: Cost, target: float, reach: bool
+) -> nn.Module:
     def build(fraction: float) -> nn.Module:
         knobs = ApproximationConfig(fraction=fraction, importance="effect", align=16)
         return approximate_maps(model, images, knobs)[0]
 
-    return _by_fraction(build, by, _shape(images), target)
+    return _by_fraction(build, by, _shape(images), target, reach)
 
 
-def _lowered(model: nn.Module, images: np.ndarray, by: Cost, target: float) -> nn.Module:
+def _lowered(
+    model: nn.Module, images: np.ndarray, by: Cost, target: float, reach: bool
+) -> nn.Module:
     def build(fraction: float) -> nn.Module:
         return lower_kernels(model, images, KernelConfig(fraction=fraction * 64 / 63))[0]
 
-    return _by_fraction(build, by, _shape(images), target)
+    return _by_fraction(build, by, _shape(images), target, reach)
 
 
-def _sliced(model: nn.Module, images: np.ndarray, by: Cost, target: float) -> nn.Module:
+def _sliced(
+    model: nn.Module, images: np.ndarray, by: Cost, target: float, reach: bool
+) -> nn.Module:
     left = min(1.0, target / by(model, _shape(images)))
     return lower_slices(model, images, SliceConfig(keep=left), cost=by)[0]
 
 
-_APPLY: dict[str, Callable[[nn.Module, np.ndarray, Cost, float], nn.Module]] = {
+_APPLY: dict[str, Callable[[nn.Module, np.ndarray, Cost, float, bool], nn.Module]] = {
     "relevance trimming": _trimmed,
     "linear approximation": _approximated,
     "lower kernels": _lowered,

@@ -32,7 +32,8 @@ SPACE = 1 << 32
 def random_load(rng: random.Random) -> dict[str, int]:
     """Return a legal LOAD; where its rows lie is another matter."""
     f = {field.name: rng.randint(field.minimum, field.maximum) for field in isa.LOAD.fields}
-    f |= {"opcode": Opcode.LOAD, "target": rng.choice(list(LoadTarget)), "rows": 1}
+    targets = [t for t in LoadTarget if t != LoadTarget.RESAMPLER]
+    f |= {"opcode": Opcode.LOAD, "target": rng.choice(targets), "rows": 1, "resample": 0}
     f["offset_bytes"] = 8 * rng.getrandbits(26)
     f["pitch_bytes"] = 8 * rng.getrandbits(21)
     if f["target"] == LoadTarget.SCRATCHPAD:
@@ -158,7 +159,8 @@ WRONG: dict[str, dict[str, int]] = {
     "take": {"take_bytes": CONFIG.ti + 1},
     "offset": {"offset_bytes": 4},
     "pitch": {"pitch_bytes": 1},
-    "target": {"target": 3},
+    "target": {"target": LoadTarget.RESAMPLER},
+    "resample": {"resample": 1},
     "synapse_rows": {"target": SYNAPSE, "rows": 2, "row_bytes": ROW},
     "synapse_bytes": {"target": SYNAPSE, "rows": 1, "row_bytes": ROW + ROW // 2},
     "tap_rows": {"target": TAP, "rows": 2, "row_bytes": 16},

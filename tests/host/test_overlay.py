@@ -226,7 +226,7 @@ def test_the_page_about_the_board(
     with sim.SimulatedBoard(bundle) as board, board.as_active():
         assert selftest.main(command.split()[3:]) == 0
         out = capsys.readouterr().out
-        passed = "18 passed, 0 failed, 0 skipped"
+        passed = "19 passed, 0 failed, 0 skipped"
         assert passed in out and f"\n{passed}\n" in page and "'accelerator/irq' came" in out
         assert main(["selftest", "--overlay", "overlay/shears.bit", "--seed", "3"]) == 0
         for text, blocks in ((page, 2), (install, 1)):

@@ -521,8 +521,3 @@ def test_build_without_vivado(
     }
     with pytest.raises(ToolError, match="there is no vivado on the PATH; source its settings64"):
         vivado.run_vivado(out)
-
-
-def test_build_of_a_board_with_another_flow(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "--board", "ulx3s-85f"]) == 1
-    assert "must have the flow 'vivado', not 'open'" in capsys.readouterr().err

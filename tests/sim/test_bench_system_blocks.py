@@ -33,8 +33,8 @@ def test_unpacker(simulator: str, ti: int, tmp_path: Path) -> None:
 @each_simulator
 @TI
 def test_load_issuer(simulator: str, ti: int, tmp_path: Path) -> None:
-    """Rows and jobs of random loads, every refusal."""
-    config = AcceleratorConfig(tn=8, ti=ti)
+    """Rows and jobs of random loads, every refusal, without a resampler."""
+    config = AcceleratorConfig(tn=8, ti=ti, resampler_row_bytes=0)
     parameters = {"config": config.to_dict(), "seed": 32, "count": 25}
     run_bench(LoadIssuer(config), "sim.benches.bench_load_issuer", simulator, tmp_path, parameters)
 
