@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hwgen.arch import isa, registers
+from hwgen.arch import isa, registers, resample
 from hwgen.arch.fields import Layout
 from hwgen.arch.trace import TRACE_RECORD
 
@@ -45,6 +45,16 @@ def isa_page() -> str:
         "## Channel parameters\n",
         "One slot of the SB rows in front of a group's weights, a slot a channel.\n",
         _table(isa.CHANNEL_PARAMETERS) + "\n",
+        "## Resampler tables\n",
+        f"One space of {resample.TABLE_WORDS} words of 8 bytes, where the machine has a resampler.\n",
+        "| Words | Hold |\n|---|---|\n"
+        f"| {resample.ROW_STEPS_AT} on | {resample.STEPS} row steps, "
+        f"{resample.STEPS_PER_WORD} a word |\n"
+        f"| {resample.COLUMN_STEPS_AT} on | as many column steps |\n"
+        f"| {resample.CODES_AT} on | of each of {resample.CHANNELS_MOST} channels the codes of all "
+        f"{resample.CODES} byte values, {resample.CODE_WORDS} words |\n",
+        f"A step has {resample.STEP.bits} bits.\n",
+        _table(resample.STEP) + "\n",
     ]
     return "\n".join(parts)
 

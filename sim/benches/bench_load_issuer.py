@@ -15,7 +15,7 @@ from hwgen.arch.isa import LoadTarget, Opcode, Queue
 from hwgen.arch.registers import BASE_COUNT, ErrorCode
 from rtl.dispatch import PAYLOADS
 from rtl.layouts import INDEX_BITS
-from rtl.load import LoadIssuer
+from rtl.load_issuer import LoadIssuer
 from rtl.streams import TRANSFER
 from rtl.unpacker import row_job
 from sim.benches.memory import reset

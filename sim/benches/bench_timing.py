@@ -13,7 +13,8 @@ from hwgen.arch import isa
 from hwgen.arch.isa import Opcode
 from rtl.control import Control
 from rtl.dispatch import INSTRUCTION_BEATS, Fetch, Gate
-from rtl.load import LoadEngine, LoadIssuer
+from rtl.load import LoadEngine
+from rtl.load_issuer import LoadIssuer
 from rtl.read_master import ReadMaster
 from rtl.store import StoreEngine
 from rtl.streams import StreamFifo

@@ -12,7 +12,8 @@ from amaranth.sim import Simulator
 from hwgen.arch import AcceleratorConfig, isa, resample, timing
 from hwgen.arch.crop import resize
 from hwgen.arch.isa import BEAT_BYTES, LoadTarget, Opcode
-from rtl.load import LoadEngine, LoadIssuer
+from rtl.load import LoadEngine
+from rtl.load_issuer import LoadIssuer
 from rtl.resampler import ColumnBlender, PixelPacker, Resampler, RowBlender
 
 CONFIG = AcceleratorConfig(

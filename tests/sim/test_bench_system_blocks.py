@@ -11,7 +11,7 @@ from hwgen.arch import AcceleratorConfig
 from hwgen.arch.isa import Queue
 from rtl.control import Control
 from rtl.dispatch import Dispatch, Fetch
-from rtl.load import LoadIssuer
+from rtl.load_issuer import LoadIssuer
 from rtl.unpacker import Unpacker
 from sim.runner import run_bench
 from tests.support.simulators import each_simulator
