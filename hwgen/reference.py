@@ -22,6 +22,17 @@ def _table(layout: Layout) -> str:
     return "\n".join(lines)
 
 
+_RESAMPLER_TABLES = (
+    (resample.ROW_STEPS_AT, f"{resample.STEPS} row steps, {resample.STEPS_PER_WORD} a word"),
+    (resample.COLUMN_STEPS_AT, "as many column steps"),
+    (
+        resample.CODES_AT,
+        f"for each of {resample.CHANNELS_MOST} channels the codes of all {resample.CODES} byte "
+        f"values, {resample.CODE_WORDS} words",
+    ),
+)
+
+
 def isa_page() -> str:
     """Return the instruction set as Markdown: encoding and loop nest of each instruction."""
     assert isa.__doc__ is not None
@@ -46,13 +57,11 @@ def isa_page() -> str:
         "One slot of the SB rows in front of a group's weights, a slot a channel.\n",
         _table(isa.CHANNEL_PARAMETERS) + "\n",
         "## Resampler tables\n",
-        f"One space of {resample.TABLE_WORDS} words of 8 bytes, where the machine has a resampler.\n",
-        "| Words | Hold |\n|---|---|\n"
-        f"| {resample.ROW_STEPS_AT} on | {resample.STEPS} row steps, "
-        f"{resample.STEPS_PER_WORD} a word |\n"
-        f"| {resample.COLUMN_STEPS_AT} on | as many column steps |\n"
-        f"| {resample.CODES_AT} on | of each of {resample.CHANNELS_MOST} channels the codes of all "
-        f"{resample.CODES} byte values, {resample.CODE_WORDS} words |\n",
+        f"A space of {resample.TABLE_WORDS} words of 8 bytes, where the machine has a resampler.\n",
+        "| Words | Hold |",
+        "|---|---|",
+        *(f"| {first} on | {what} |" for first, what in _RESAMPLER_TABLES),
+        "",
         f"A step has {resample.STEP.bits} bits.\n",
         _table(resample.STEP) + "\n",
     ]
