@@ -27,8 +27,7 @@ _RESAMPLER_TABLES = (
     (resample.COLUMN_STEPS_AT, "as many column steps"),
     (
         resample.CODES_AT,
-        f"for each of {resample.CHANNELS_MOST} channels the codes of all {resample.CODES} byte "
-        f"values, {resample.CODE_WORDS} words",
+        f"the code of every byte value, {resample.CODE_WORDS} words a channel",
     ),
 )
 
