@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,11 @@ from rich.table import Table
 
 import host
 from host.cropped import ordered_box
-from hwgen.arch import Bundle, GoldenRun, estimate
+from hwgen.arch import Bundle, GoldenRun
 from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.estimate import estimate_cycles
 from hwgen.arch.files import write_json
+from hwgen.arch.frames import frame_program
 from hwgen.backends import program
 from hwgen.boards import Board, load_board
 from hwgen.compress import crop_all, normalise, predict_boxes, resize_all
@@ -41,7 +43,8 @@ from sim.demo_report import Sample, rows, write_page, write_pictures
 
 CALIBRATION_FRAMES = 512
 PICTURED_FRAMES = 16
-BASELINE_FRAMES = 2
+CHANNELS = 3
+Crop = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,11 @@ def run_demo(
         simulated = SimulatedBoard(nets["predictor"].bundle, clock_hz=board.accelerator_hz)
     with simulated:
         with timed("simulate", f"{frames} frames through the driver on the simulated RTL"):
-            samples, mismatches, cycles = _run_frames(models, nets, simulated, frames)
+            samples, mismatches, cycles, crops = _run_frames(models, nets, simulated, frames)
         rate = simulated.sim_cycles_per_second
     seconds["total"] = time.perf_counter() - began
-    report = _report(models, nets, board, cycles, int8_accuracy)
+    estimated = _estimate(nets, models.splits.test.images.shape[1], crops)
+    report = _report(models, nets, board, cycles, estimated, int8_accuracy)
     report |= {
         "frames": frames,
         "rtl_mismatches": mismatches,
@@ -167,13 +171,14 @@ def _integer_accuracy(models: DemoModels, nets: dict[str, Compiled]) -> dict[str
 
 def _run_frames(
     models: DemoModels, nets: dict[str, Compiled], board: SimulatedBoard, count: int
-) -> tuple[list[Sample], int, dict[str, int]]:
-    """Run `count` test frames; return pictures, frames that differ, and RTL cycles a frame."""
+) -> tuple[list[Sample], int, dict[str, int], list[Crop]]:
+    """Run `count` test frames; return pictures, how many differ, mean RTL cycles, and crops."""
     test = models.splits.test
     golden = {name: GoldenRun(net.bundle) for name, net in nets.items()}
     samples: list[Sample] = []
+    crops: list[Crop] = []
     mismatches = 0
-    cycles: dict[str, int] = {}
+    taken: dict[str, list[int]] = {name: [] for name in nets}
     # How long one run may take on the wall clock of a busy simulating machine.
     patience_s = 300.0
     with (
@@ -198,25 +203,60 @@ def _run_frames(
                 )
             )
             mismatches += not same
-            cycles["predictor"] = found.predictor_run.cycles
-            cycles["compressed"] = found.cycles
+            taken["predictor"].append(found.predictor_run.cycles)
+            taken["compressed"].append(found.cycles)
+            crops.append(found.crop)
             if index < PICTURED_FRAMES:
                 truth = test.class_names[test.labels[index]]
                 samples.append(Sample(frame, seen, found.box, found.crop, found.name, truth))
+    height, width, channels = test.images.shape[1:]
+    # The baselines look at the frame in the same way: through the load path.
     for name, side in (("cropped", models.crop_side), ("full_frame", models.frame_side)):
-        with host.Accelerator(nets[name].bundle, board, timeout_s=patience_s) as accelerator:
-            for frame in test.images[:BASELINE_FRAMES]:
-                picture = resize(frame, side)
-                logits = accelerator.run(picture)
-                wanted = _reference(nets[name], golden[name], picture)
+        with (
+            host.Accelerator(nets[name].bundle, board, timeout_s=patience_s) as accelerator,
+            host.Frame(height, width, channels, board) as place,
+        ):
+            for frame, (y0, x0, size), ahead in zip(
+                test.images[:count], crops, taken["predictor"], strict=True
+            ):
+                if name == "full_frame":
+                    y0, x0, size, ahead = 0, 0, len(frame), 0
+                place.write(frame)
+                logits = accelerator.run_box(place, y0, x0, size, size)
+                part = frame[y0 : y0 + size, x0 : x0 + size]
+                wanted = _reference(nets[name], golden[name], resize(part, side))
                 mismatches += not np.array_equal(
                     nets[name].bundle.dequantize_output(0, wanted), logits
                 )
-            record = accelerator.last_run
-            assert record is not None
-            cycles[name] = record.cycles
-    cycles["cropped"] += cycles["predictor"]
-    return samples, mismatches, cycles
+                record = accelerator.last_run
+                assert record is not None
+                taken[name].append(ahead + record.cycles)
+    return samples, mismatches, {name: _mean(each) for name, each in taken.items()}, crops
+
+
+def _mean(values: Sequence[float]) -> int:
+    return round(sum(values) / len(values))
+
+
+def _estimate(nets: dict[str, Compiled], side: int, crops: Sequence[Crop]) -> dict[str, int]:
+    """Predict the mean cycles of each way to a label, for square frames and these crops of them."""
+    pitch = -(-side * CHANNELS // 8) * 8
+
+    def cycles(name: str, size: int) -> int:
+        bundle = nets[name].bundle
+        return estimate_cycles(frame_program(bundle, size, size, pitch).program, bundle.config)
+
+    sizes = [size for _, _, size in crops]
+    by_size = {
+        name: {size: cycles(name, size) for size in set(sizes)}
+        for name in ("cropped", "compressed")
+    }
+    first = cycles("predictor", side)
+    return {
+        "predictor": first,
+        "full_frame": cycles("full_frame", side),
+        **{name: first + _mean([found[size] for size in sizes]) for name, found in by_size.items()},
+    }
 
 
 def _reference(net: Compiled, golden: GoldenRun, picture: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -234,15 +274,13 @@ def _report(
     nets: dict[str, Compiled],
     board: Board,
     cycles: dict[str, int],
+    estimated: dict[str, int],
     int8_accuracy: dict[str, float],
 ) -> dict[str, Any]:
     """Collect the figures; the predictor's cost is in both cropped columns."""
     macs = {name: net.bundle.macs for name, net in nets.items()}
     for name in ("cropped", "compressed"):
         macs[name] += macs["predictor"]
-    estimated = {name: estimate(net.bundle).cycles for name, net in nets.items()}
-    for name in ("cropped", "compressed"):
-        estimated[name] += estimated["predictor"]
     peak = board.config.macs_per_cycle
     return {
         "accuracy": {
