@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from host.board import active_device
 from host.cropped import choose_resizer, look_at, ordered_box, placed
 from host.driver import Accelerator, RunRecord
 from host.frames import Frame, FramePool
@@ -119,8 +120,13 @@ class CascadeClassifier:
         self.bundle = bundle
         self.names = bundle.labels or tuple(map(str, range(bundle.classes)))
         self._accelerators: list[Accelerator] = []
-        self.resizer = choose_resizer(resize, next(iter(bundle.members.values())).config)
-        self._frames = FramePool(device if overlay is None else overlay.device)
+        self.resizer = choose_resizer(resize, bundle.members.values())
+        self._fall_back = resize == "auto"
+        if overlay is not None:
+            device = overlay.device
+        elif device is None:
+            device = active_device()
+        self._frames = FramePool(device)
         try:
             for member in bundle.members.values():
                 self._accelerators.append(Accelerator(member, device, overlay=overlay, **options))
@@ -153,17 +159,19 @@ class CascadeClassifier:
         this call. All frames are kept until the end.
         """
         started = time.perf_counter()
-        try:
-            return self._label(frames, started)
-        finally:
-            self._frames.rewind()
+        with self._frames.borrowed() as copy:
+            return self._label(frames, copy, started)
 
     def _label(
-        self, frames: Iterable[Frame | NDArray[np.uint8]], started: float
+        self,
+        frames: Iterable[Frame | NDArray[np.uint8]],
+        copy: Callable[[NDArray[np.uint8]], Frame],
+        started: float,
     ) -> list[CascadePrediction]:
         waiting = []
+        seers = self._stages if self.bundle.predictor is None else self._accelerators[:1]
         for frame in frames:
-            picture = placed(frame, self.bundle.channels, self.resizer, self._frames)
+            picture = placed(frame, self.resizer, copy, seers, self._fall_back)
             waiting.append(_Frame(picture, (0, 0, picture.shape[0], picture.shape[1])))
         if not waiting:
             raise ValueError("frames must hold at least one frame, not none")
@@ -176,7 +184,7 @@ class CascadeClassifier:
             for index, each in enumerate(waiting):
                 if index in found:
                     continue
-                logits, record = look_at(accelerator, each.picture, *each.seen)
+                logits, record = look_at(accelerator, each.picture, each.seen, self._fall_back)
                 each.logits = rule.fuse(stage, each.logits, logits[None])
                 each.runs += (record,)
                 confidence = confidence_of(each.logits, rule.confidence)
@@ -205,7 +213,7 @@ class CascadeClassifier:
 
     def _cut(self, frame: _Frame, predictor: Accelerator) -> None:
         """Leave of a frame its crop."""
-        raw, frame.predictor_run = look_at(predictor, frame.picture, *frame.seen)
+        raw, frame.predictor_run = look_at(predictor, frame.picture, frame.seen, self._fall_back)
         frame.box = ordered_box(raw)
         _, _, height, width = frame.seen
         frame.crop = square_crop(frame.box, height, width)

@@ -10,16 +10,18 @@ them while it loads (`Accelerator.run_box`); what is left for the processor is t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.driver import Accelerator, RunRecord
-from host.frames import Frame, FramePool
+from host.errors import AllocationError
+from host.frames import Frame, FramePool, pitch_of
 from hwgen.arch.bundle import Bundle
-from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.frames import FrameError, check_box, check_bundle
 
 RESIZERS = ("auto", "accelerator", "host")
 
@@ -72,7 +74,8 @@ class CroppedClassifier:
         Text of each class; by default the classifier bundle's labels, or the numbers.
     resize
         Who crops and resizes: the ``accelerator``, while it loads, or the ``host``. ``auto`` is the
-        accelerator where it has a resampler. The bits are the same.
+        accelerator where it can, and the host for frames that are too large for it or its memory.
+        The bits are the same.
 
     Attributes
     ----------
@@ -83,7 +86,7 @@ class CroppedClassifier:
     ------
     ValueError
         When a bundle does not have that shape, `names` has another length, or the accelerator
-        should resize and has no resampler.
+        should resize and cannot.
     """
 
     def __init__(
@@ -93,14 +96,23 @@ class CroppedClassifier:
         names: tuple[str, ...] | None = None,
         resize: str = "auto",
     ) -> None:
-        self.resizer = choose_resizer(resize, classifier.bundle.config)
-        self._frames = FramePool(classifier.device)
         for name, accelerator in (("predictor", predictor), ("classifier", classifier)):
             if accelerator.bundle.batch != 1:
                 raise ValueError(
                     f"the {name} must run one image at once, not {accelerator.bundle.batch}; "
                     "compile it with batch=1"
                 )
+        apart = predictor.device is not classifier.device
+        if apart and resize == "accelerator":
+            raise ValueError(
+                "predictor and classifier must be on one device to look at one frame in its "
+                "memory; try resize='host'"
+            )
+        self.resizer = choose_resizer(resize, (predictor.bundle, classifier.bundle))
+        if apart:
+            self.resizer = "host"
+        self._fall_back = resize == "auto"
+        self._frames = FramePool(classifier.device)
         self.predictor, self.classifier = predictor, classifier
         self._predictor_size = _picture_size("predictor", predictor.bundle)
         self._classifier_size = _picture_size("classifier", classifier.bundle)
@@ -135,20 +147,22 @@ class CroppedClassifier:
         ValueError
             For another dtype or shape.
         hwgen.arch.frames.FrameError
-            When the frame is too wide for the accelerator to resize.
+            When the accelerator shall resize, and the frame is too large for it.
         AcceleratorError
             As `Accelerator.run`.
         """
         started = time.perf_counter()
-        try:
-            picture = placed(frame, self.channels, self.resizer, self._frames)
+        with self._frames.borrowed() as copy:
+            picture = placed(frame, self.resizer, copy, (self.predictor,), self._fall_back)
             height, width, _ = picture.shape
-            raw, predictor_run = look_at(self.predictor, picture, 0, 0, height, width)
+            raw, predictor_run = look_at(
+                self.predictor, picture, (0, 0, height, width), self._fall_back
+            )
             box = ordered_box(raw)
             y0, x0, side = square_crop(box, height, width)
-            logits, classifier_run = look_at(self.classifier, picture, y0, x0, side, side)
-        finally:
-            self._frames.rewind()
+            logits, classifier_run = look_at(
+                self.classifier, picture, (y0, x0, side, side), self._fall_back
+            )
         label = int(np.argmax(logits))
         return Prediction(
             label=label,
@@ -166,34 +180,54 @@ class CroppedClassifier:
         self._frames.close()
 
 
-def choose_resizer(resize: str, config: AcceleratorConfig) -> str:
+def choose_resizer(resize: str, bundles: Iterable[Bundle]) -> str:
     """Return who resizes, ``accelerator`` or ``host``; see `CroppedClassifier`.
 
     Raises
     ------
     ValueError
-        For another word, or for an accelerator without a resampler.
+        For another word, or for an accelerator that should resize and cannot for all `bundles`.
     """
     if resize not in RESIZERS:
         raise ValueError(f"resize must be one of {RESIZERS}, not {resize!r}")
-    if resize == "accelerator" and not config.resampler_row_bytes:
-        raise ValueError(
-            "the accelerator must have a resampler to resize, and its resampler_row_bytes is 0; "
-            "try resize='host'"
-        )
-    return "accelerator" if config.resampler_row_bytes and resize != "host" else "host"
+    if resize == "host":
+        return "host"
+    try:
+        for bundle in bundles:
+            check_bundle(bundle)
+    except FrameError as error:
+        if resize == "accelerator":
+            raise ValueError(f"the accelerator cannot resize: {error}; try resize='host'") from None
+        return "host"
+    return "accelerator"
 
 
 def placed(
-    frame: Frame | NDArray[np.uint8], channels: int, resizer: str, frames: FramePool
+    frame: Frame | NDArray[np.uint8],
+    resizer: str,
+    copy: Callable[[NDArray[np.uint8]], Frame],
+    seers: Iterable[Accelerator],
+    fall_back: bool,
 ) -> Frame | NDArray[np.uint8]:
     """Return a frame where its resizer wants it: in DMA memory, or as an array.
+
+    `copy` is a pool's, `seers` look at all of the frame. With `fall_back` the host takes what one
+    of them cannot resize, what lies on another device, and what DMA memory has no room for.
 
     Raises
     ------
     ValueError
-        For what is no picture of so many channels.
+        For what is no picture with the networks' channels.
+    AllocationError
+        Without `fall_back`, when there is no DMA memory.
     """
+    seers = tuple(seers)
+    channels = seers[0].bundle.input.shape[0]
+    if isinstance(frame, Frame):
+        elsewhere = any(frame.device is not seer.device for seer in seers)
+        if resizer == "host" or (fall_back and elsewhere):
+            frame.invalidate()
+            frame = frame.pixels
     picture = frame.pixels if isinstance(frame, Frame) else np.asarray(frame)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != channels:
         raise ValueError(
@@ -201,33 +235,53 @@ def placed(
         )
     if min(picture.shape) < 1:
         raise ValueError(f"a frame must have at least one pixel, not shape {picture.shape}")
+    if isinstance(frame, Frame):
+        return frame
     if resizer == "host":
         return picture
-    return frame if isinstance(frame, Frame) else frames.copy(picture)
+    try:
+        if fall_back:
+            height, width, _ = picture.shape
+            for seer in seers:
+                check_box(seer.bundle, height, width, pitch_of(width, channels))
+        return copy(picture)
+    except (FrameError, AllocationError):
+        if not fall_back:
+            raise
+        return picture
 
 
 def look_at(
     accelerator: Accelerator,
     picture: Frame | NDArray[np.uint8],
-    y0: int,
-    x0: int,
-    height: int,
-    width: int,
+    box: tuple[int, int, int, int],
+    fall_back: bool,
 ) -> tuple[NDArray[np.float32], RunRecord]:
-    """Run a network on a box of a picture; return its numbers and its record.
+    """Run a network on a box (y0, x0, height, width); return its numbers and its record.
 
-    The accelerator cuts the box out of a `Frame`, this processor out of an array.
+    The accelerator cuts the box out of a `Frame`, this processor out of an array; with `fall_back`
+    also out of a frame, where the box is too large, or there is no DMA memory for its program.
     """
     # A run and its `last_run` belong together: another thread must not come between.
     with accelerator.locked():
         if isinstance(picture, Frame):
-            numbers = accelerator.run_box(picture, y0, x0, height, width)
-        else:
-            box = picture[y0 : y0 + height, x0 : x0 + width]
-            numbers = accelerator.run(resize(box, accelerator.bundle.input.shape[1]))
-        record = accelerator.last_run
+            try:
+                return accelerator.run_box(picture, *box), _record(accelerator)
+            except (FrameError, AllocationError):
+                if not fall_back:
+                    raise
+            picture.invalidate()
+            picture = picture.pixels
+        y0, x0, height, width = box
+        part = picture[y0 : y0 + height, x0 : x0 + width]
+        numbers = accelerator.run(resize(part, accelerator.bundle.input.shape[1]))
+        return numbers, _record(accelerator)
+
+
+def _record(accelerator: Accelerator) -> RunRecord:
+    record = accelerator.last_run
     assert record is not None  # it has just run
-    return numbers, record
+    return record
 
 
 def ordered_box(raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import itertools
 import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,7 @@ from host.errors import (
     InterruptUnavailable,
     RunStopped,
 )
-from host.frames import Frame
+from host.frames import ADDRESS_LIMIT, Frame
 from host.interrupts import InterruptLine
 from hwgen.arch import isa
 from hwgen.arch.bundle import (
@@ -55,7 +56,6 @@ FRAME_PROGRAMS_MOST = 8
 
 MEMORY_INFO = "/proc/meminfo"
 
-_ADDRESS_LIMIT = 1 << 32
 _BUSY = BY_NAME["STATUS"].layout.pack({"running": 1, "resetting": 1})
 
 
@@ -158,7 +158,7 @@ class Accelerator:
             )
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s!r}")
-        if not 0 <= watchdog_cycles < _ADDRESS_LIMIT:
+        if not 0 <= watchdog_cycles < ADDRESS_LIMIT:
             raise ValueError(f"watchdog_cycles must fit 32 bits, not {watchdog_cycles!r}")
         if wait not in WAITS:
             raise ValueError(f"wait must be one of {WAITS}, not {wait!r}")
@@ -333,7 +333,10 @@ class Accelerator:
         Raises
         ------
         ValueError
-            For a box that is not inside the frame, or a frame with other channels.
+            For a box that is not inside the frame, or a frame with other channels or on another
+            device.
+        TypeError
+            For a box that is no integers.
         hwgen.arch.frames.FrameError
             When the machine has no resampler, or the box is too large for it, or the bundle takes
             no pictures.
@@ -348,6 +351,12 @@ class Accelerator:
                 f"a frame for {self.bundle.name!r} must have {self.bundle.input.shape[0]} "
                 f"channels, not {channels}"
             )
+        if frame.device is not self._device:
+            raise ValueError(
+                f"a frame for {self.bundle.name!r} must be on its device, not on another; make it "
+                "with device=accelerator.device"
+            )
+        y0, x0, height, width = map(operator.index, (y0, x0, height, width))
         inside = 0 <= y0 and 0 <= x0 and y0 + height <= rows and x0 + width <= columns
         if not inside or height < 1 or width < 1:
             raise ValueError(
@@ -514,7 +523,7 @@ class Accelerator:
                         "board's CMA"
                     ) from error
                 address = int(made[name].device_address)
-                if address % alignment or address + size > _ADDRESS_LIMIT:
+                if address % alignment or address + size > ADDRESS_LIMIT:
                     raise AllocationError(
                         f"the {name} buffer of {bundle.name!r} must lie below 4 GiB at a multiple "
                         f"of {alignment} bytes, not at {address:#x}"

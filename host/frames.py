@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -13,12 +16,20 @@ from host.board import active_device, answering, import_pynq
 from host.errors import AllocationError
 from hwgen.arch.isa import BEAT_BYTES
 
+ADDRESS_LIMIT = 1 << 32
+"""Of what the accelerator reaches: its addresses have 32 bits."""
+
+
+def pitch_of(width: int, channels: int) -> int:
+    """Bytes from one row of a frame to the next."""
+    return -(-width * channels // BEAT_BYTES) * BEAT_BYTES
+
 
 class Frame:
     """A picture in DMA memory: uint8 (height, width, channels), rows a multiple of 8 bytes apart.
 
     What the processor writes to `pixels` stays in its cache until `flush`; what a DMA engine
-    writes needs none.
+    writes needs none, but `invalidate` before the processor looks at it.
 
     Parameters
     ----------
@@ -33,13 +44,15 @@ class Frame:
         The picture, a view of the DMA memory: write to it.
     pitch_bytes
         From one row to the next.
+    device
+        The pynq Device that it is on.
 
     Raises
     ------
     ValueError
         For a size below one.
     AllocationError
-        When the board has no memory for it.
+        When the board has no memory for it, or none that the accelerator reaches.
     DeviceNotFound
         When there is no board.
     """
@@ -51,8 +64,8 @@ class Frame:
                 f"{channels!r}"
             )
         self.shape = (height, width, channels)
-        self.pitch_bytes = -(-width * channels // BEAT_BYTES) * BEAT_BYTES
-        target = active_device() if device is None else device
+        self.pitch_bytes = pitch_of(width, channels)
+        target = self.device = active_device() if device is None else device
         size = height * self.pitch_bytes
         try:
             self._buffer = import_pynq().allocate((size,), dtype="u1", target=target)
@@ -63,6 +76,10 @@ class Frame:
                 f"refused ({reason}); close other frames and accelerators, or enlarge the board's "
                 "CMA"
             ) from error
+        if self.address + size > ADDRESS_LIMIT:
+            place = self.address
+            self._buffer.freebuffer()
+            raise AllocationError(f"a frame must lie below 4 GiB, not at {place:#x}")
         rows = np.asarray(self._buffer).reshape(height, self.pitch_bytes)
         self.pixels: NDArray[np.uint8] = rows[:, : width * channels].reshape(self.shape)
 
@@ -111,6 +128,21 @@ class Frame:
         with answering("copying a frame"):
             self._buffer.flush()
 
+    def invalidate(self) -> None:
+        """Make the processor see what a DMA engine wrote; what was not flushed is lost.
+
+        Raises
+        ------
+        ValueError
+            When the frame is closed.
+        TransportError
+            When the device does not answer.
+        """
+        if self._buffer is None:
+            raise ValueError("a frame must not be used after close(); make another")
+        with answering("reading a frame"):
+            self._buffer.invalidate()
+
     def close(self) -> None:
         """Free the DMA memory; `pixels` must not be used any more. Again does nothing."""
         buffer, self._buffer = self._buffer, None
@@ -135,6 +167,8 @@ class Frame:
 class FramePool:
     """Frames that pictures are copied to, kept for pictures of the same shape; one pool a device.
 
+    Several threads may borrow at once.
+
     Parameters
     ----------
     device
@@ -144,33 +178,43 @@ class FramePool:
     def __init__(self, device: Any = None) -> None:
         self._device = device
         self._idle: list[Frame] = []
-        self._used: list[Frame] = []
+        self._lock = threading.Lock()
 
-    def copy(self, picture: NDArray[np.uint8]) -> Frame:
-        """Return a frame that holds a picture, until `rewind`. Raises as `Frame`."""
-        shape = picture.shape
-        for frame in self._idle:
-            if frame.shape == shape:
-                self._idle.remove(frame)
-                break
-        else:
-            _close(self._idle)  # pictures have another shape now
-            frame = Frame(shape[0], shape[1], shape[2], self._device)
-        self._used.append(frame)
-        frame.write(picture)
-        return frame
+    @contextmanager
+    def borrowed(self) -> Iterator[Callable[[NDArray[np.uint8]], Frame]]:
+        """Give a function that copies a picture to a frame; the block's end takes them all back.
 
-    def rewind(self) -> None:
-        """Take all frames back; one is kept, since pictures mostly come one at a time."""
-        self._idle, self._used = self._used + self._idle, []
-        rest = self._idle[1:]
-        self._idle = self._idle[:1]
-        _close(rest)
+        One is kept, since pictures mostly come one at a time. The function raises as `Frame`.
+        """
+        mine: list[Frame] = []
+
+        def copy(picture: NDArray[np.uint8]) -> Frame:
+            frame = self._take(picture.shape)
+            mine.append(frame)
+            frame.write(picture)
+            return frame
+
+        try:
+            yield copy
+        finally:
+            with self._lock:
+                self._idle, rest = (mine + self._idle)[:1], (mine + self._idle)[1:]
+            _close(rest)
+
+    def _take(self, shape: tuple[int, ...]) -> Frame:
+        """Return an idle frame of this shape, or a new one."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        if idle and idle[0].shape == shape:
+            return idle[0]
+        _close(idle)  # pictures have another shape now
+        return Frame(shape[0], shape[1], shape[2], self._device)
 
     def close(self) -> None:
-        """Free every frame."""
-        _close(self._used)
-        _close(self._idle)
+        """Free every frame that is not lent."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        _close(idle)
 
 
 def _close(frames: list[Frame]) -> None:

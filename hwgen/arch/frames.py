@@ -75,17 +75,11 @@ def frame_program(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> 
         pictures, or several at once.
     """
     channels, out_height, out_width = bundle.input.shape
+    check_bundle(bundle)
+    check_box(bundle, height, width, pitch_bytes)
     codes = code_table(bundle)
-    _check(bundle, height, width, pitch_bytes, codes is None)
     rows = resample.resize_steps(height, out_height)
     columns = resample.resize_steps(width, out_width)
-    if max(len(rows), len(columns)) > resample.STEPS:
-        raise FrameError(
-            f"a box of {height} x {width} pixels takes {max(len(rows), len(columns))} steps to "
-            f"resize to {out_height} x {out_width}, and the resampler has {resample.STEPS}; try a "
-            "smaller frame"
-        )
-
     instructions, tables = [], bytearray()
     for table, word in (
         (rows, resample.ROW_STEPS_AT),
@@ -146,17 +140,22 @@ def frame_program(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> 
     return FrameProgram(b"".join(instructions), bytes(tables), height, width, pitch_bytes)
 
 
-def _check(bundle: Bundle, height: int, width: int, pitch_bytes: int, no_pictures: bool) -> None:
-    """Refuse what the resampler cannot do, and say what to do instead."""
+def check_bundle(bundle: Bundle) -> None:
+    """Refuse a network that cannot look at boxes of frames, of whatever size.
+
+    Raises
+    ------
+    FrameError
+        As `frame_program`; the message says what to do instead.
+    """
     channels = bundle.input.shape[0]
-    longest = bundle.config.resampler_row_bytes
     named = f"the network {bundle.name!r}"
-    if not longest:
+    if not bundle.config.resampler_row_bytes:
         raise FrameError(
             "the machine has no resampler (resampler_row_bytes is 0); build one that has, or "
             "resize on the host"
         )
-    if no_pictures:
+    if bundle.mean is None or bundle.std is None:
         raise FrameError(f"{named} must take uint8 pictures; compile with preprocess=(mean, std)")
     if bundle.batch != 1:
         raise FrameError(f"{named} must run one image at once, not {bundle.batch}")
@@ -164,6 +163,18 @@ def _check(bundle: Bundle, height: int, width: int, pitch_bytes: int, no_picture
         raise FrameError(
             f"{named} must take at most {resample.CHANNELS_MOST} channels, not {channels}"
         )
+
+
+def check_box(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> None:
+    """Refuse a box that the resampler cannot bring to a network's size; as `frame_program`.
+
+    Raises
+    ------
+    FrameError
+        The message says what to do instead.
+    """
+    channels, out_height, out_width = bundle.input.shape
+    longest = bundle.config.resampler_row_bytes
     if height < 1 or width < 1:
         raise FrameError(f"a box must have at least one pixel, not {height!r} x {width!r}")
     if pitch_bytes % BEAT_BYTES or pitch_bytes < width * channels:
@@ -176,4 +187,12 @@ def _check(bundle: Bundle, height: int, width: int, pitch_bytes: int, no_picture
         raise FrameError(
             f"a box must be at most {most} pixels wide (resampler_row_bytes is {longest}), not "
             f"{width}; try a smaller frame"
+        )
+    steps = max(
+        len(resample.resize_steps(height, out_height)), len(resample.resize_steps(width, out_width))
+    )
+    if steps > resample.STEPS:
+        raise FrameError(
+            f"a box of {height} x {width} pixels takes {steps} steps to resize to {out_height} x "
+            f"{out_width}, and the resampler has {resample.STEPS}; try a smaller frame"
         )

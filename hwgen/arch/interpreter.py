@@ -165,6 +165,8 @@ class Interpreter:
             f["rows"] >= 1 and f["row_bytes"] >= 1 and target in tuple(LoadTarget),
             "rows, row_bytes or target",
         )
+        there = bool(config.resampler_row_bytes) or target != LoadTarget.RESAMPLER
+        require(there, "target: there is no resampler")
         unit = config.synapse_row_bytes if target == LoadTarget.SYNAPSE else isa.TAP_BYTES
         if target == LoadTarget.SCRATCHPAD:
             sizes = f["words_per_row"], f["step_bytes"], f["take_bytes"]
@@ -192,7 +194,6 @@ class Interpreter:
                 in_range(first + count <= config.tap_entries, "tap entries")
                 self.taps[first : first + count] = entries
             else:
-                require(bool(config.resampler_row_bytes), "target: there is no resampler")
                 in_range(first + count <= resample.TABLE_WORDS, "table words")
                 self.tables[first : first + count] = entries
         if f["check"]:
@@ -229,15 +230,16 @@ class Interpreter:
         np.add.at(weights, (outputs, pointer - 1 - columns["previous"]), columns["weight"])
         codes = self.tables[resample.CODES_AT :].view(np.uint8).reshape(-1, resample.CODES)
 
-        made = []
+        made: list[NDArray[np.uint8]] = []
         sums = np.zeros(size, dtype=np.int64)
         rows = resample.unpack_steps(steps[f["first_step"] : end])
         y = np.cumsum(rows["advance"]) - 1 - rows["previous"]
         for place, weight, last in zip(y, rows["weight"], rows["last"], strict=True):
+            require(len(made) < f["rows"], "row steps behind the last row's")
             address = start + int(place) * pitch
-            in_range(0 <= address and address + size <= _DDR_END, "DDR address")
             skip = address % BEAT_BYTES
             fetched = -(-(skip + size) // BEAT_BYTES) * BEAT_BYTES
+            in_range(0 <= address and address + fetched <= _DDR_END, "DDR address")
             row = memory.view(address - skip, fetched, ErrorCode.READ_DECERR)
             sums += weight * row[skip : skip + size].astype(np.int64)
             if last:

@@ -14,6 +14,8 @@ steps and as many column steps, `STEPS_PER_WORD` in a word, then the codes of ev
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,8 +43,9 @@ STEP = Layout(
 )
 
 
+@lru_cache(maxsize=64)
 def resize_steps(source: int, target: int) -> NDArray[np.uint16]:
-    """Return the steps of one axis of a resize, packed as `STEP`: uint16 (steps,).
+    """Return the steps of one axis of a resize, packed as `STEP`: uint16 (steps,), read-only.
 
     `target` of them have `last`. The first one advances. There are at most ``source + target``,
     or twice `target` where that is more than `source`.
@@ -72,7 +75,9 @@ def resize_steps(source: int, target: int) -> NDArray[np.uint16]:
                 pointer = at
         mine[-1]["last"] = 1
         steps += [STEP.pack(step) for step in mine]
-    return np.array(steps, dtype=np.uint16)
+    packed = np.array(steps, dtype=np.uint16)
+    packed.setflags(write=False)
+    return packed
 
 
 def steps_of_outputs(steps: NDArray[np.uint16], first: int, last: int) -> tuple[int, int, int]:

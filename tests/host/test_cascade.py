@@ -258,3 +258,34 @@ def test_errors(device, weights, frames) -> None:
         assert np.array_equal(classifier.run(frames[0]).logits, right.logits)
     with pytest.raises(host.AcceleratorClosed):
         classifier.run(frames[0])
+
+
+def test_a_batch_that_dma_memory_does_not_hold(weights, boxes, frames) -> None:
+    """The frames for which there is no room are resized by the host, to the same bits."""
+    cascade = bundle_of(weights, CascadeRule((ALWAYS,)), boxes)
+    with host.CascadeClassifier(cascade, FakeDevice(CONFIG), resize="host") as classifier:
+        wanted = classifier.run_batch(frames)
+    device = FakeDevice(CONFIG, ddr_bytes=40 * 4096)
+    with host.CascadeClassifier(cascade, device) as classifier:
+        assert classifier.resizer == "accelerator"
+        for one, other in zip(classifier.run_batch(frames), wanted, strict=True):
+            assert np.array_equal(one.logits, other.logits) and one.crop == other.crop
+    assert not device.allocated
+    with (
+        host.CascadeClassifier(cascade, device, resize="accelerator") as classifier,
+        pytest.raises(host.AllocationError),
+    ):
+        classifier.run_batch(frames)
+    assert not device.allocated
+
+
+def test_members_that_cannot_look_at_frames(rng) -> None:
+    many = [rng.integers(-128, 128, (3, 5, side, side)).astype(np.int8) for side in SIDES]
+    cascade = bundle_of(many, CascadeRule((ALWAYS,)))
+    device = FakeDevice(CONFIG)
+    with host.CascadeClassifier(cascade, device) as classifier:
+        assert classifier.resizer == "host"
+        classifier.run(rng.integers(0, 256, (9, 9, 5)).astype(np.uint8))
+    with pytest.raises(ValueError, match="at most 4 channels, not 5; try resize='host'"):
+        host.CascadeClassifier(cascade, device, resize="accelerator")
+    assert not device.allocated

@@ -132,3 +132,82 @@ def test_classes_without_labels_are_numbered(bundles, pair, device, rng) -> None
         cropped = host.CroppedClassifier(pair[0], classifier)
         found = cropped.run(rng.integers(0, 256, (9, 9, 3)).astype(np.uint8))
     assert found.name == str(found.label)
+
+
+def small_machine(bundles, **changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    return FakeDevice(config), [dataclasses.replace(b, config=config) for b in bundles]
+
+
+@pytest.mark.parametrize("shape", [(20, 40), (1100, 12)])
+def test_auto_takes_frames_that_the_resampler_cannot(bundles, rng, shape) -> None:
+    """Too wide a row, too many steps: the host does what it did before there was a resampler."""
+    device, (first, second) = small_machine(bundles, resampler_row_bytes=64)
+    picture = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    with (
+        host.Accelerator(first, device) as predictor,
+        host.Accelerator(second, device) as classifier,
+        host.Frame(*shape, 3, device) as frame,
+    ):
+        frame.write(picture)
+        wanted = host.CroppedClassifier(predictor, classifier, resize="host").run(picture)
+        cropped = host.CroppedClassifier(predictor, classifier)
+        assert cropped.resizer == "accelerator"
+        held = len(device.allocated)
+        for each in (picture, frame):
+            found = cropped.run(each)
+            assert found.crop == wanted.crop
+            np.testing.assert_array_equal(found.logits, wanted.logits)
+        assert len(device.allocated) <= held + 1  # of a crop, a program
+        strict = host.CroppedClassifier(predictor, classifier, resize="accelerator")
+        with pytest.raises(host.FrameError):
+            strict.run(picture)
+        strict.close()
+        cropped.close()
+
+
+def test_auto_without_dma_memory(pair, device, rng) -> None:
+    picture = rng.integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    wanted = host.CroppedClassifier(*pair, resize="host").run(picture)
+    rest = device.allocate((len(device.ddr) - sum(device.allocated.values()),), "u1")
+    found = host.CroppedClassifier(*pair).run(picture)
+    np.testing.assert_array_equal(found.logits, wanted.logits)
+    with pytest.raises(host.AllocationError):
+        host.CroppedClassifier(*pair, resize="accelerator").run(picture)
+    rest.freebuffer()
+    with host.Frame(30, 30, 3, device) as frame:
+        frame.write(picture)
+        rest = device.allocate((len(device.ddr) - sum(device.allocated.values()),), "u1")
+        found = host.CroppedClassifier(*pair).run(frame)  # no room for programs
+        np.testing.assert_array_equal(found.logits, wanted.logits)
+        rest.freebuffer()
+
+
+def test_auto_with_many_channels(rng) -> None:
+    bundles = (
+        linear_bundle(rng.integers(-40, 40, (4, 5, 4, 4)).astype(np.int8), "predictor"),
+        linear_bundle(rng.integers(-40, 40, (3, 5, 5, 5)).astype(np.int8), "classifier", 30, 30),
+    )
+    device = FakeDevice(CONFIG)
+    with (
+        host.Accelerator(bundles[0], device) as predictor,
+        host.Accelerator(bundles[1], device) as classifier,
+    ):
+        cropped = host.CroppedClassifier(predictor, classifier)
+        assert cropped.resizer == "host"
+        cropped.run(rng.integers(0, 256, (9, 9, 5)).astype(np.uint8))
+        with pytest.raises(ValueError, match="at most 4 channels, not 5; try resize='host'"):
+            host.CroppedClassifier(predictor, classifier, resize="accelerator")
+
+
+def test_networks_on_two_devices(bundles, rng) -> None:
+    picture = rng.integers(0, 256, (9, 9, 3)).astype(np.uint8)
+    with (
+        host.Accelerator(bundles[0], FakeDevice(CONFIG)) as predictor,
+        host.Accelerator(bundles[1], FakeDevice(CONFIG)) as classifier,
+    ):
+        cropped = host.CroppedClassifier(predictor, classifier)
+        assert cropped.resizer == "host"
+        cropped.run(picture)
+        with pytest.raises(ValueError, match="must be on one device"):
+            host.CroppedClassifier(predictor, classifier, resize="accelerator")

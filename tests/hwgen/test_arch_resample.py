@@ -153,3 +153,50 @@ def test_models_of_the_zoo_take_boxes() -> None:
         )
         made = frame_program(bundle, 100, 120, 360)
         assert len(made.program) == len(bundle.program) + 3 * isa.INSTRUCTION_BYTES
+
+
+LOAD = {
+    "opcode": isa.Opcode.LOAD,
+    "base": BASE_FRAME,
+    "rows": 2,
+    "row_bytes": 4,
+    "words_per_row": 1,
+    "step_bytes": 8,
+    "take_bytes": 8,
+    "resample": 1,
+    "channels": 1,
+    "source_bytes": 4,
+    "pitch_bytes": 8,
+    "row_steps": 2,
+    "column_steps": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "changes", "code"),
+    [
+        (0, {}, None),
+        (0, {"row_steps": 3}, ErrorCode.BAD_FIELD),  # a step behind the last row's
+        (0, {"row_steps": 1}, ErrorCode.BAD_FIELD),
+        ((1 << 32) - 16, {}, None),
+        ((1 << 32) - 12, {}, ErrorCode.ADDRESS_RANGE),  # as the machine has it: by whole beats
+        ((1 << 32) - 8, {}, ErrorCode.ADDRESS_RANGE),
+    ],
+)
+def test_boxes_that_the_machine_stops_at(place: int, changes: dict, code: ErrorCode | None) -> None:
+    machine = Interpreter(SMALL_BOARD)
+    one = resample.STEP.pack({"weight": 256, "advance": 1, "last": 1})
+    steps = machine.tables.view("<u2")
+    steps[:3] = one, one, resample.STEP.pack({"weight": 1, "advance": 1})
+    steps[4 * resample.COLUMN_STEPS_AT :][:4] = one
+    program = isa.encode(**(LOAD | changes)) + isa.encode(isa.Opcode.END)
+    window = (1 << 32) - 256
+    memory = np.zeros(256, dtype=np.uint8)
+    memory[: len(program)] = np.frombuffer(program, np.uint8)
+    bases = {BASE_FRAME: place or window + 192}
+    if code is None:
+        machine.execute(Memory(memory, window), window, 2, bases)
+        return
+    with pytest.raises(MachineError) as found:
+        machine.execute(Memory(memory, window), window, 2, bases)
+    assert found.value.code == code
