@@ -14,7 +14,7 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from hwgen.arch import isa, resample
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.interpreter import Interpreter, Memory
+from hwgen.arch.interpreter import Interpreter, MachineError, Memory
 from hwgen.arch.isa import LoadTarget, Opcode
 from hwgen.arch.registers import ErrorCode
 from sim.benches.memory import reset
@@ -369,11 +369,31 @@ async def errors(dut: Any, name: str) -> None:
     assert len(bench.completed) == 1
 
 
+def model_error(memory: np.ndarray, loads: list[dict[str, int]]) -> ErrorCode | None:
+    """Return what stops the golden model in a program of these LOADs, or None."""
+    none = {field.name: 0 for field in isa.LOAD.fields if field.name != "opcode"}
+    programs = [isa.encode(Opcode.LOAD, **(none | {"base": BASE} | fields)) for fields in loads]
+    program = b"".join(programs)
+    program += isa.encode(Opcode.END)
+    at = len(memory)
+    whole = np.concatenate([memory, np.frombuffer(program, np.uint8)])
+    try:
+        count = len(program) // isa.INSTRUCTION_BYTES
+        Interpreter(CONFIG).execute(Memory(whole), at, count, {BASE: BASE_ADDRESS})
+    except MachineError as error:
+        return error.code
+    return None
+
+
 @cocotb.test(skip=not CONFIG.resampler_row_bytes)
 @cocotb.parametrize(name=[None, *BAD_TABLE])
 async def box_errors(dut: Any, name: str | None) -> None:
-    """Stop at a box that its tables do not fit, or that cannot be; a right one is done."""
+    """Stop at a box that its tables do not fit, or that cannot be; a right one is done.
+
+    So does the golden model.
+    """
     bench = Bench(dut, random.Random(SEED), 0.3)
+    loads: list[tuple[int, dict[str, int]]] = []
     columns = COLUMN_STEPS.copy()
     if name == "before_the_source":
         columns[0] |= resample.STEP.pack({"previous": 1})
@@ -385,18 +405,21 @@ async def box_errors(dut: Any, name: str | None) -> None:
     for index, (table, word) in enumerate(tables):
         size = -(-table.nbytes // 8) * 8
         bench.memory[place : place + table.nbytes] = np.frombuffer(table.tobytes(), np.uint8)
-        bench.load(
-            index,
+        table_load = dict(
             target=LoadTarget.RESAMPLER,
             rows=1,
             offset_bytes=place - BASE_ADDRESS,
             row_bytes=size,
             destination=word,
         )
+        loads.append((index, table_load))
         place += size
-    await bench.start()
     fields, code = BAD_TABLE[name] if name else (BOX, None)
-    bench.load(8, **fields)
+    loads.append((8, fields))
+    for index, each in loads:
+        bench.load(index, **each)
+    assert model_error(bench.memory, [each for _, each in loads]) == code
+    await bench.start()
     await bench.until(3)
     assert bench.error == (name and (code, 8)), bench.error
     assert len(bench.completed) == (2 if name else 3)

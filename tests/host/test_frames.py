@@ -207,3 +207,12 @@ def test_the_host_sees_what_a_camera_wrote(bundle, weights, device, rng) -> None
         np.testing.assert_array_equal(frame.pixels, picture)
     with pytest.raises(ValueError, match="must not be used after close"):
         frame.invalidate()
+
+
+def test_a_frame_beyond_the_addresses(device, monkeypatch) -> None:
+    monkeypatch.setattr("tests.host.fake_device.DDR_BASE", (1 << 32) - 4096)
+    with host.Frame(64, 21, 3, device) as frame:
+        assert frame.address + 64 * 64 == 1 << 32
+    with pytest.raises(host.AllocationError, match="below 4 GiB, not at 0xfffff000"):
+        host.Frame(65, 21, 3, device)
+    assert not device.allocated

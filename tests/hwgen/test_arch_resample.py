@@ -156,7 +156,6 @@ def test_models_of_the_zoo_take_boxes() -> None:
 
 
 LOAD = {
-    "opcode": isa.Opcode.LOAD,
     "base": BASE_FRAME,
     "rows": 2,
     "row_bytes": 4,
@@ -189,7 +188,7 @@ def test_boxes_that_the_machine_stops_at(place: int, changes: dict, code: ErrorC
     steps = machine.tables.view("<u2")
     steps[:3] = one, one, resample.STEP.pack({"weight": 1, "advance": 1})
     steps[4 * resample.COLUMN_STEPS_AT :][:4] = one
-    program = isa.encode(**(LOAD | changes)) + isa.encode(isa.Opcode.END)
+    program = isa.encode(isa.Opcode.LOAD, **(LOAD | changes)) + isa.encode(isa.Opcode.END)
     window = (1 << 32) - 256
     memory = np.zeros(256, dtype=np.uint8)
     memory[: len(program)] = np.frombuffer(program, np.uint8)
