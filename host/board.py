@@ -57,7 +57,7 @@ _SLEEP_MOST_S = 1e-3
 CHECK_S = 0.05
 LOST_INTERRUPTS_MOST = 3
 
-# Programs use the first four base registers. The last holds a random mark of this process: if it
+# Programs use the first six base registers. The last holds a random mark of this process: if it
 # reads otherwise, another process or a new bitstream has been there and nothing is resident.
 MARK_REGISTER = f"BASE{BASE_COUNT - 1}"
 
