@@ -177,6 +177,23 @@ class Board:
             self._holder = before
             self._lock.release()
 
+    def let_go(
+        self, owner: Any, buffers: Mapping[str, Any], stopped: Callable[[], bool], what: str
+    ) -> None:
+        """Free an owner's DMA buffers; keep them where `what` does not stop writing to them."""
+        self.allocated.pop(owner, None)
+        if buffers and not stopped():
+            LOG.error(
+                "the %s does not stop: %d buffers are kept, since it may still write to them; "
+                "load the bitstream again",
+                what,
+                len(buffers),
+            )
+            self.quarantine.extend(buffers.values())
+            return
+        for buffer in buffers.values():
+            buffer.freebuffer()
+
     def worker(self) -> ThreadPoolExecutor:
         """Return the one thread in which this board's asynchronous runs take place, in order."""
         with _boards_lock:

@@ -452,18 +452,8 @@ class Accelerator:
             if not self._open:
                 return
             self._open = False
-            self._board.allocated.pop(self, None)
             buffers, self._buffers = self._buffers, {}
-            if buffers and not self._stopped():
-                LOG.error(
-                    "the accelerator does not stop: %d buffers are kept, since it may still "
-                    "write to them; load the bitstream again",
-                    len(buffers),
-                )
-                self._board.quarantine.extend(buffers.values())
-                return
-            for buffer in buffers.values():
-                buffer.freebuffer()
+            self._board.let_go(self, buffers, self._stopped, "accelerator")
 
     def _stopped(self) -> bool:
         """Tell whether nothing writes to DDR any more, after a soft reset if need be."""

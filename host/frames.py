@@ -92,9 +92,7 @@ class Frame:
         ValueError
             When the frame is closed.
         """
-        if self._buffer is None:
-            raise ValueError("a frame must not be used after close(); make another")
-        return int(self._buffer.device_address)
+        return int(self._opened().device_address)
 
     def write(self, picture: ArrayLike) -> None:
         """Copy a picture in, and flush it.
@@ -123,10 +121,9 @@ class Frame:
         TransportError
             When the device does not answer.
         """
-        if self._buffer is None:
-            raise ValueError("a frame must not be used after close(); make another")
+        buffer = self._opened()
         with answering("copying a frame"):
-            self._buffer.flush()
+            buffer.flush()
 
     def invalidate(self) -> None:
         """Make the processor see what a DMA engine wrote; what was not flushed is lost.
@@ -138,10 +135,15 @@ class Frame:
         TransportError
             When the device does not answer.
         """
+        buffer = self._opened()
+        with answering("reading a frame"):
+            buffer.invalidate()
+
+    def _opened(self) -> Any:
+        """Return the DMA buffer, unless it was freed."""
         if self._buffer is None:
             raise ValueError("a frame must not be used after close(); make another")
-        with answering("reading a frame"):
-            self._buffer.invalidate()
+        return self._buffer
 
     def close(self) -> None:
         """Free the DMA memory; `pixels` must not be used any more. Again does nothing."""

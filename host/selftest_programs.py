@@ -354,12 +354,7 @@ def boxes(config: AcceleratorConfig, rng: np.random.Generator) -> list[Job]:
         codes = random_bytes(rng, channels * resample.CODES).reshape(channels, -1)
         rows, columns = resample.resize_steps(height, size), resample.resize_steps(width, size)
         tables, program = bytearray(), Program()
-        for table, word in (
-            (rows, resample.ROW_STEPS_AT),
-            (columns, resample.COLUMN_STEPS_AT),
-            (codes, resample.CODES_AT),
-        ):
-            data = table.tobytes() + bytes(-table.nbytes % BEAT_BYTES)
+        for word, data in resample.table_blocks(rows, columns, codes):
             program.load(LoadTarget.RESAMPLER, BASE_CONSTANTS, len(tables), len(data), word)
             tables += data
         program.load(

@@ -81,12 +81,7 @@ def frame_program(bundle: Bundle, height: int, width: int, pitch_bytes: int) -> 
     rows = resample.resize_steps(height, out_height)
     columns = resample.resize_steps(width, out_width)
     instructions, tables = [], bytearray()
-    for table, word in (
-        (rows, resample.ROW_STEPS_AT),
-        (columns, resample.COLUMN_STEPS_AT),
-        (np.asarray(codes), resample.CODES_AT),
-    ):
-        data = table.tobytes() + bytes(-table.nbytes % BEAT_BYTES)
+    for word, data in resample.table_blocks(rows, columns, np.asarray(codes)):
         instructions.append(
             isa.encode(
                 Opcode.LOAD,

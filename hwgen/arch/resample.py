@@ -15,6 +15,7 @@ steps and as many column steps, `STEPS_PER_WORD` in a word, then the codes of ev
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,3 +98,14 @@ def unpack_steps(steps: NDArray[np.uint16]) -> dict[str, NDArray[np.int64]]:
     return {
         field.name: wide >> position & (1 << field.bits) - 1 for field, position in STEP.placed()
     }
+
+
+def table_blocks(
+    rows: NDArray[np.uint16], columns: NDArray[np.uint16], codes: NDArray[Any]
+) -> list[tuple[int, bytes]]:
+    """Return what fills the tables: the first word of each part, and its bytes in whole words.
+
+    `rows` and `columns` are packed steps; `codes` are 8 bit, a channel's 256 after the other's.
+    """
+    parts = ((ROW_STEPS_AT, rows), (COLUMN_STEPS_AT, columns), (CODES_AT, codes))
+    return [(word, part.tobytes() + bytes(-part.nbytes % 8)) for word, part in parts]

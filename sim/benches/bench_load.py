@@ -194,12 +194,7 @@ def resized(
     rows, columns = resample.resize_steps(height, size), resample.resize_steps(width, size)
     codes = np.frombuffer(rng.randbytes(channels * resample.CODES), np.uint8)
     place, loads = TABLES_AT, []
-    for table, word in (
-        (rows, resample.ROW_STEPS_AT),
-        (columns, resample.COLUMN_STEPS_AT),
-        (codes, resample.CODES_AT),
-    ):
-        data = table.tobytes() + bytes(-len(table.tobytes()) % 8)
+    for word, data in resample.table_blocks(rows, columns, codes):
         memory[place : place + len(data)] = np.frombuffer(data, np.uint8)
         loads.append(
             dict(

@@ -50,12 +50,7 @@ class Run:
 
     async def _bench(self, ctx: Any) -> None:
         dut = self.dut
-        for table, place in (
-            (self.rows, resample.ROW_STEPS_AT),
-            (self.columns, resample.COLUMN_STEPS_AT),
-            (self.codes, resample.CODES_AT),
-        ):
-            raw = table.tobytes() + bytes(-table.nbytes % BEAT_BYTES)
+        for place, raw in resample.table_blocks(self.rows, self.columns, self.codes):
             for i in range(0, len(raw), BEAT_BYTES):
                 ctx.set(dut.write.valid, 1)
                 ctx.set(dut.write.address, place + i // BEAT_BYTES)
