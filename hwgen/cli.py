@@ -323,11 +323,11 @@ def _load_model(text: str, weights: Path | None) -> Any:
     found = getattr(module, name)
     model = found if isinstance(found, torch.nn.Module) else found()
     if weights is not None:
-        from hwgen.compress import load_compressed
+        from hwgen.compress import insert_approximations, load_compressed
 
         # Of the network as it is, or of its compressed form, which has other shapes.
         state = torch.load(weights, weights_only=True, map_location="cpu")
-        model = load_compressed(model, state)
+        model = load_compressed(insert_approximations(model, state), state)
     return model.eval()
 
 
@@ -344,6 +344,8 @@ def _compress(arguments: argparse.Namespace) -> Report:
     from hwgen.demo_training import progress_bars
 
     augment = Augment(flip=arguments.flip, shift=arguments.shift)
+    if arguments.step_epochs < 0.0:
+        raise UsageError(f"--step-epochs must be at least 0, not {arguments.step_epochs!r}")
     plain, whole = CompressionConfig(), math.ceil(arguments.step_epochs)
     rate = arguments.learning_rate
     config = CompressionConfig(

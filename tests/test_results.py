@@ -8,8 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.accelerator_page import page
 from benchmarks.backends import _section
+from benchmarks.compression import page as compression
 from hwgen.boards import load_board
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,16 @@ def _results(name: str) -> dict[str, Any]:
 
 def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_compression_page_is_that_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "PAGE", tmp_path / "compression.md")
+    monkeypatch.setattr(compression, "PLOTS", tmp_path / "images")
+    compression.write_page()
+    written = (tmp_path / "compression.md").read_text(encoding="utf-8")
+    assert written == _text("docs/results/compression.md")
 
 
 def test_the_readmes_table_is_the_benchmarks() -> None:

@@ -47,6 +47,7 @@ from hwgen.compress.linear_approximation import (
     ApproximationConfig,
     ApproximationReport,
     approximate_maps,
+    insert_approximations,
 )
 from hwgen.compress.pipeline import CompressionConfig, compress_network, parse_budget
 from hwgen.compress.relevance import RelevanceConfig, RelevanceReport, trim_by_relevance
@@ -122,6 +123,7 @@ __all__ = [
     "for_machine",
     "foreground_boxes",
     "grad_cam",
+    "insert_approximations",
     "iou",
     "jitter_boxes",
     "load_boxes",

@@ -29,6 +29,7 @@ from hwgen.compress.kernel_reduction import (
     lower_filters,
     lowerable,
 )
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.linear_approximation import (
     ApproximationConfig,
     approximable,
@@ -84,12 +85,16 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.max_loss < 0:
-            raise ValueError(f"max_loss must not be negative, not {self.max_loss!r}")
+        if not 0.0 <= self.max_loss < 1.0:
+            raise ValueError(
+                f"max_loss must be in [0, 1), not {self.max_loss!r}; try 0.01 for one point"
+            )
         if not self.methods or set(self.methods) - set(_METHODS):
             raise ValueError(f"methods must be of {_METHODS!r}, not {self.methods!r}")
-        if min(self.units, self.align, self.rejections) < 1:
-            raise ValueError("units, align and rejections must be at least 1")
+        check_choice("statistic", self.statistic, Statistic)
+        check_counts(units=self.units, align=self.align, rejections=self.rejections)
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must be at least 0, not {self.max_steps!r}")
 
 
 @dataclass(frozen=True)
@@ -168,11 +173,12 @@ def compress_to_budget(
     Raises
     ------
     ValueError
-        If the checkpoint belongs to another model or config.
+        If the checkpoint belongs to another model, other images or another config, or began at
+        another accuracy or cost.
     """
     loop = _Loop(model, images, validate, config or BudgetConfig(), cost, fine_tune)
     path = Path(checkpoint) if checkpoint is not None else None
-    digest = _digest(model, loop.config, cost)
+    digest = _digest(model, images, loop.config, cost, fine_tune is not None)
     if path is not None and path.exists():
         loop.resume(torch.load(path, weights_only=True), digest, path)
     while loop.advance():
@@ -233,7 +239,8 @@ class _Loop:
                 if self.fine_tune is not None:
                     trial = self.fine_tune(trial)
                 accuracy = self.validate(trial)
-                if accuracy >= self.report.floor:
+                saves = self.cost(trial, self.input_shape) < self.report.cost
+                if accuracy >= self.report.floor and saves:
                     self._accept(key, units, trial, accuracy)
                     return True
             units //= 2
@@ -262,7 +269,10 @@ class _Loop:
                 if space.channels > self.config.align:
                     found.append(("approximate", space.producers[0]))
         if "lower" in self.config.methods:
-            found += [("lower", name) for name in lowerable(self.model, structure)]
+            found += [
+                ("lower", name)
+                for name in lowerable(self.model, structure, self.config.kernels.ladder)
+            ]
         return found
 
     def _best(self) -> tuple[str, str] | None:
@@ -336,12 +346,9 @@ class _Loop:
         if space.identifier not in scores:
             return None
         align = self.config.align
-        groups = channel_units(self.model, structure, space, scores[space.identifier], align)[
-            units:
-        ]
-        if not groups:
-            return None
-        return remove_channels(self.model, structure, {space.identifier: np.concatenate(groups)})
+        groups = channel_units(self.model, structure, space, scores[space.identifier], align)
+        kept = groups[min(units, len(groups) - 1) :]
+        return remove_channels(self.model, structure, {space.identifier: np.concatenate(kept)})
 
     def state(self, digest: str) -> dict[str, Any]:
         """Return everything that :meth:`resume` needs, as plain values and tensors."""
@@ -356,11 +363,19 @@ class _Loop:
         """Go on from a saved state."""
         if state["digest"] != digest:
             raise ValueError(
-                f"{path} must belong to this model and this budget; try deleting it or naming "
+                f"{path} must belong to this model, these images and this budget, not to others; "
+                "try deleting it or naming another file"
+            )
+        report, now = dict(state["report"]), self.report
+        held = report["baseline_accuracy"], report["baseline_cost"]
+        if held != (now.baseline_accuracy, now.baseline_cost):
+            raise ValueError(
+                f"{path} must begin at accuracy and cost {now.baseline_accuracy!r} and "
+                f"{now.baseline_cost!r}, as measured now, not at {held[0]!r} and {held[1]!r}, "
+                "which other validation data or another cost gave; try deleting it or naming "
                 "another file"
             )
         self.model = load_compressed(self.original, state["model"]).eval()
-        report = dict(state["report"])
         report["steps"] = [Step(**step) for step in report["steps"]]
         report["rejected"] = [(method, target) for method, target in report["rejected"]]
         self.report = BudgetReport(**report)
@@ -405,9 +420,13 @@ def tightest(
     return found
 
 
-def _digest(model: nn.Module, config: BudgetConfig, cost: Cost) -> str:
-    """Return what a checkpoint must match: weights, knobs and the name of the cost."""
+def _digest(
+    model: nn.Module, images: np.ndarray, config: BudgetConfig, cost: Cost, retrained: bool
+) -> str:
+    """Return what a checkpoint must match: weights, images, knobs, and the name of the cost."""
     digest = hashlib.sha256(repr((config, getattr(cost, "__qualname__", type(cost)))).encode())
+    digest.update(repr((images.shape, retrained)).encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.compress.cost import channel_units, supports
-from hwgen.compress.relevance import FineTune, Statistic, measure_relevance
+from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.relevance import FineTune, OneRetrain, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
-from hwgen.compress.training import MASK, batches, reestimate_bn
+from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
 
+LADDER = (7, 5, 3, 1)
 Importance = Literal["relevance", "energy", "residual"]
+KernelWeights = Literal["centre_crop", "least_squares"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class KernelConfig:
     layers
         Which layers; all that can be lowered if None.
     ladder
-        Sides of a kernel, largest first. A kernel between two rungs goes down to the next one.
+        Sides of a kernel, largest first. A kernel between two rungs goes down to the next one; one
+        at or below the last stays.
     weights
         "centre_crop" or "least_squares".
     importance
@@ -64,25 +68,28 @@ class KernelConfig:
 
     fraction: float = 0.5
     layers: tuple[str, ...] | None = None
-    ladder: tuple[int, ...] = (7, 5, 3, 1)
-    weights: Literal["centre_crop", "least_squares"] = "least_squares"
+    ladder: tuple[int, ...] = LADDER
+    weights: KernelWeights = "least_squares"
     importance: Importance = "relevance"
     statistic: Statistic = "mean_abs"
     align: int = 16
     ridge: float = 1e-5
     rows: int = 16384
-    retrain: Literal["none", "reestimate_bn", "fine_tune"] = "reestimate_bn"
+    retrain: OneRetrain = "reestimate_bn"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0.0 <= self.fraction <= 1.0:
             raise ValueError(f"fraction must be in [0, 1], not {self.fraction!r}")
+        check_choice("weights", self.weights, KernelWeights)
+        check_choice("importance", self.importance, Importance)
+        check_choice("statistic", self.statistic, Statistic)
+        check_choice("retrain", self.retrain, OneRetrain)
         odd = all(side % 2 == 1 for side in self.ladder)
         if not odd or list(self.ladder) != sorted(set(self.ladder), reverse=True):
             raise ValueError(f"ladder must be odd sides, largest first, not {self.ladder!r}")
-        if min(self.align, self.rows) < 1:
-            raise ValueError("align and rows must be at least 1")
+        check_counts(align=self.align, rows=self.rows)
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,13 @@ def lower_kernels(
     original = model.eval()
     model = copy.deepcopy(model)
     structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
-    names = lowerable(model, structure) if config.layers is None else list(config.layers)
-    unknown = [name for name in names if name not in lowerable(model, structure)]
+    able = lowerable(model, structure, config.ladder)
+    names = able if config.layers is None else list(config.layers)
+    unknown = [name for name in names if name not in able]
     if unknown:
         raise ValueError(
-            f"layers must be convolutions with a kernel above 1 of odd size, not {unknown!r}"
+            f"layers must be convolutions with a kernel of odd size above the ladder's last rung, "
+            f"not {unknown!r}; try of {able!r}"
         )
     report = {}
     for name in names:
@@ -186,15 +195,16 @@ def lower_filters(
     return trial, _lower(trial, model.eval(), structure, name, filters, images, config)
 
 
-def lowerable(model: nn.Module, structure: Structure) -> list[str]:
+def lowerable(
+    model: nn.Module, structure: Structure, ladder: tuple[int, ...] = LADDER
+) -> list[str]:
     """Return the names of the layers that have a filter to lower, in the order they run."""
     names = []
     for layer in structure.layers.values():
         module = model.get_submodule(layer.name)
         if isinstance(module, nn.Conv2d) and all(side % 2 for side in module.kernel_size):
             used = supports(model, layer.name)
-            centre = used.shape[1] // 2
-            if (used.sum(axis=1) - used[:, centre]).any():
+            if (used & ~_next_support(used, module.kernel_size, ladder)).any():
                 names.append(layer.name)
     return names
 
@@ -214,9 +224,9 @@ def kernel_units(
     else:
         space = structure.space_of(name)
         units = channel_units(model, structure, space, importance, config.align)
-    used = supports(model, name)
-    centre = used.shape[1] // 2
-    wide = (used.sum(axis=1) - used[:, centre]) > 0
+    used, module = supports(model, name), model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    wide = (used & ~_next_support(used, module.kernel_size, config.ladder)).any(axis=1)
     units = [unit[wide[unit]] for unit in units if wide[unit].any()]
     return sorted(units, key=lambda unit: float(importance[unit].mean()))
 
@@ -234,15 +244,11 @@ def _importance(
     keep = _next_support(supports(model, name), module.kernel_size, config.ladder)
     weight = module.weight.detach().reshape(module.out_channels, module.weight.shape[1], -1)
     if config.importance == "energy":
-        squares = weight.square().sum(dim=1).numpy()
+        squares = weight.square().sum(dim=1).cpu().numpy()
         return (squares * ~keep).sum(axis=1) / np.maximum(squares.sum(axis=1), 1e-30)
-    if config.importance == "residual":
-        inputs, targets = _record(model, model, name, images, config)
-        _, _, residual = fit_kernels(
-            module, inputs, targets, np.arange(module.out_channels), keep, config.ridge
-        )
-        return residual
-    raise ValueError(f"importance must be relevance, energy or residual, not {config.importance!r}")
+    inputs, targets = _record(model, model, name, images, config)
+    everything = np.arange(module.out_channels)
+    return fit_kernels(module, inputs, targets, everything, keep, config.ridge)[2]
 
 
 def _next_support(used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, ...]) -> np.ndarray:
@@ -255,7 +261,7 @@ def _next_support(used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, 
             reached = np.flatnonzero(positions.any(axis=axis))
             half = np.abs(reached - full // 2).max() if len(reached) else 0
             lower = [side for side in ladder if side < 2 * half + 1]
-            sides.append(lower[0] if lower else 1)
+            sides.append(lower[0] if lower else 2 * half + 1)
         box = np.zeros((height, width), bool)
         y0, x0 = (height - sides[0]) // 2, (width - sides[1]) // 2
         box[y0 : y0 + sides[0], x0 : x0 + sides[1]] = True
@@ -277,15 +283,11 @@ def _lower(
     assert isinstance(module, nn.Conv2d)
     keep = _next_support(supports(model, name), module.kernel_size, config.ladder)[filters]
     shape = (len(filters), 1, *module.kernel_size)
-    mask = torch.from_numpy(keep.reshape(shape)).to(module.weight.dtype)
+    mask = torch.from_numpy(keep.reshape(shape)).to(module.weight)
     residual = float("nan")
     with torch.no_grad():
         if config.weights == "least_squares":
             residual = refit(model, original, structure, name, filters, keep, images, config)
-        elif config.weights != "centre_crop":
-            raise ValueError(
-                f"weights must be centre_crop or least_squares, not {config.weights!r}"
-            )
         if getattr(module, MASK, None) is None:
             module.register_buffer(MASK, torch.ones_like(module.weight))
         held = getattr(module, MASK)
@@ -337,7 +339,7 @@ def _record(
     """Return a layer's input columns in ``model`` and its outputs in ``original``.
 
     Columns are (rows, input channels, positions) and outputs (rows, output channels), at the same
-    randomly drawn pixels of the calibration images.
+    randomly drawn pixels of the calibration images, on the CPU.
     """
     module = model.get_submodule(name)
     assert isinstance(module, nn.Conv2d)
@@ -359,7 +361,7 @@ def _record(
     model.eval()
     try:
         per_image = max(1, -(-config.rows // len(images)))
-        for x in batches(images):
+        for x in batches(images, device=device_of(model)):
             model(x)
             original(x)
             patches = _patches(module, caught["input"])  # (n, channels, positions, pixels)
@@ -369,7 +371,7 @@ def _record(
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(columns), torch.cat(outputs)
+    return torch.cat(columns).cpu(), torch.cat(outputs).cpu()
 
 
 def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import (
     FineTune,
+    OneRetrain,
     Statistic,
     keep_most,
     measure_relevance,
@@ -35,6 +37,7 @@ from hwgen.compress.structure import Space, Structure, discover
 from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
 
 Form = Literal["folded", "explicit"]
+Importance = Literal["residual", "effect", "relevance"]
 
 APPROXIMATION = "approximation"
 """Name of an explicit approximation inside the ``nn.Sequential`` that it shares with the module
@@ -88,12 +91,12 @@ class ApproximationConfig:
     layers: tuple[str, ...] | None = None
     terms: int | None = None
     form: Form = "folded"
-    importance: Literal["residual", "effect", "relevance"] = "residual"
+    importance: Importance = "residual"
     statistic: Statistic = "mean_abs"
     align: int = 16
     ridge: float = 1e-5
     rows: int = 16384
-    retrain: Literal["none", "reestimate_bn", "fine_tune"] = "reestimate_bn"
+    retrain: OneRetrain = "reestimate_bn"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,22 +105,13 @@ class ApproximationConfig:
             raise ValueError(f"fraction must be in [0, 1), not {self.fraction!r}")
         if self.terms is not None and self.terms < 1:
             raise ValueError(f"terms must be at least 1, or None for all, not {self.terms!r}")
-        if self.form not in ("folded", "explicit"):
-            raise ValueError(f"form must be 'folded' or 'explicit', not {self.form!r}")
-        if self.importance not in ("residual", "effect", "relevance"):
-            raise ValueError(
-                f"importance must be residual, effect or relevance, not {self.importance!r}"
-            )
-        if self.retrain not in ("none", "reestimate_bn", "fine_tune"):
-            raise ValueError(
-                f"retrain must be none, reestimate_bn or fine_tune, not {self.retrain!r}"
-            )
+        check_choice("form", self.form, Form)
+        check_choice("importance", self.importance, Importance)
+        check_choice("statistic", self.statistic, Statistic)
+        check_choice("retrain", self.retrain, OneRetrain)
         if self.ridge < 0.0:
             raise ValueError(f"ridge must be at least 0, not {self.ridge!r}")
-        if min(self.align, self.rows) < 1:
-            raise ValueError(
-                f"align and rows must be at least 1, not {self.align!r} and {self.rows!r}"
-            )
+        check_counts(align=self.align, rows=self.rows)
 
 
 @dataclass(frozen=True)

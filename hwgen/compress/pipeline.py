@@ -30,7 +30,10 @@ from hwgen.arch.files import replacing
 from hwgen.boards import load_board
 from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, tightest
 from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
-from hwgen.compress.relevance import FineTune
+from hwgen.compress.kernel_reduction import KernelConfig
+from hwgen.compress.knobs import check_choice
+from hwgen.compress.linear_approximation import ApproximationConfig
+from hwgen.compress.relevance import FineTune, Statistic
 from hwgen.compress.report import (
     COST_NAMES,
     CompressionReport,
@@ -87,6 +90,9 @@ class CompressionConfig:
         Whether retraining also learns the answers of the network as it was.
     max_steps
         Steps that may be taken before slices.
+    statistic, kernels, approximation, slices
+        How channels are judged, kernels lowered, maps approximated and slices lowered. What the
+        pipeline decides itself is not used of them: shares, layers, groups, retraining and seeds.
     calibration
         Training images that relevance, importance and the int8 ranges are measured on.
     seed
@@ -103,6 +109,10 @@ class CompressionConfig:
     finish: TrainConfig = TrainConfig(epochs=10, learning_rate=2e-3)
     distill: bool = True
     max_steps: int = 1000
+    statistic: Statistic = "mean_abs"
+    kernels: KernelConfig = KernelConfig(importance="residual")
+    approximation: ApproximationConfig = ApproximationConfig()
+    slices: SliceConfig = SliceConfig()
     calibration: int = 512
     seed: int = 0
 
@@ -116,8 +126,11 @@ class CompressionConfig:
             raise ValueError(f"cost must be one of {tuple(COST_NAMES)!r}, not {self.cost!r}")
         if not 0.0 < self.step_share <= 1.0:
             raise ValueError(f"step_share must be in (0, 1], not {self.step_share!r}")
-        if min(self.learn.epochs, self.step.epochs, self.finish.epochs, self.max_steps) < 0:
-            raise ValueError("epochs and max_steps must not be negative")
+        check_choice("statistic", self.statistic, Statistic)
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must be at least 0, not {self.max_steps!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed!r}")
         if self.calibration < 4:
             raise ValueError(f"calibration must be at least 4 images, not {self.calibration!r}")
 
@@ -270,8 +283,9 @@ class _Run:
         predicted_cycles(_on_cpu(self.model), self.shape, self.config.board)
 
     def _digest(self) -> str:
-        """Return 16 digits of everything that the result depends on, this room's code included."""
-        digest = hashlib.sha256(repr((self.config, self.board)).encode())
+        """Return 16 digits of what the result depends on: arguments, device, this room's code."""
+        device = device_of(self.model).type
+        digest = hashlib.sha256(repr((self.config, self.board, device)).encode())
         for name, value in self.model.state_dict().items():
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
         for part in (self.splits.train, self.splits.validation, self.splits.test):
@@ -387,6 +401,9 @@ class _Run:
                     max_loss=self.config.max_loss,
                     methods=methods,
                     align=self.board.config.tn,
+                    statistic=self.config.statistic,
+                    kernels=replace(self.config.kernels, seed=self.config.seed),
+                    approximation=replace(self.config.approximation, seed=self.config.seed),
                     max_steps=self.config.max_steps,
                 ),
                 cost=self.cost,
@@ -451,7 +468,15 @@ class _Run:
         self, model: nn.Module, keep: float, fine_tune: FineTune | None, few: int | None = None
     ) -> nn.Module:
         """Leave ``keep`` of the array's steps; judge taps by ``few`` images or all."""
-        knobs = SliceConfig(keep=keep, tn=self.board.config.tn, ti=self.board.config.ti)
+        machine = self.board.config
+        knobs = replace(
+            self.config.slices,
+            keep=keep,
+            rounds=1,
+            tn=machine.tn,
+            ti=machine.ti,
+            seed=self.config.seed,
+        )
         return lower_slices(
             model,
             self.images[:few],

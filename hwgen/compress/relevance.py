@@ -18,10 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
 from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
 
 Statistic = Literal["mean_abs", "max", "rms", "std", "fraction_active"]
+Criterion = Literal["threshold", "keep_fraction", "global_rank"]
+OneRetrain = Literal["none", "reestimate_bn", "fine_tune"]
+Retrain = Literal["none", "reestimate_bn", "fine_tune", "iterate"]
 FineTune = Callable[[nn.Module], nn.Module]
 """From a model to a retrained copy of it."""
 
@@ -56,21 +60,23 @@ class RelevanceConfig:
 
     statistic: Statistic = "mean_abs"
     normalise: bool = True
-    criterion: Literal["threshold", "keep_fraction", "global_rank"] = "keep_fraction"
+    criterion: Criterion = "keep_fraction"
     amount: float = 0.75
     minimum: int = 1
     align: int = 1
-    retrain: Literal["none", "reestimate_bn", "fine_tune", "iterate"] = "reestimate_bn"
+    retrain: Retrain = "reestimate_bn"
     rounds: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        check_choice("statistic", self.statistic, Statistic)
+        check_choice("criterion", self.criterion, Criterion)
+        check_choice("retrain", self.retrain, Retrain)
         if self.criterion != "threshold" and not 0.0 < self.amount <= 1.0:
             raise ValueError(
                 f"amount must be in (0, 1] for {self.criterion!r}, not {self.amount!r}"
             )
-        if min(self.minimum, self.align, self.rounds) < 1:
-            raise ValueError("minimum, align and rounds must be at least 1")
+        check_counts(minimum=self.minimum, align=self.align, rounds=self.rounds)
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ def _slice(module: nn.Module, keep: Tensor, axis: int) -> None:
         held = getattr(module, name, None)
         if held is None:
             continue
-        sliced = held.detach().index_select(axis, keep).clone()
+        sliced = held.detach().index_select(axis, keep.to(held.device)).clone()
         if isinstance(held, nn.Parameter):
             setattr(module, name, nn.Parameter(sliced, held.requires_grad))
         else:
@@ -338,10 +344,6 @@ def _choose(
             count = share * sizes[space.producers[0]]
             kept[space.identifier] = keep_most(scores[space.identifier], count, align, minimum)
         return kept
-    if config.criterion != "global_rank":
-        raise ValueError(
-            f"criterion must be threshold, keep_fraction or global_rank, not {config.criterion!r}"
-        )
     everything = np.sort(np.concatenate([scores[space.identifier] for space in spaces]))[::-1]
     total = int(np.ceil(share * sum(sizes.values()) - 1e-9))
     limit = everything[min(total, len(everything)) - 1]

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from hwgen.compress.cost import Cost, tap_steps
 from hwgen.compress.cropping import resize_all
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import (
     Statistic,
     keep_most,
@@ -340,15 +341,17 @@ class ShrinkConfig:
             )
         if self.max_loss is not None and self.max_loss < 0.0:
             raise ValueError(f"max_loss must not be negative, not {self.max_loss!r}")
-        if self.strategy != "contribution" and (self.target_saving is None or self.max_loss):
+        if self.strategy != "contribution" and (
+            self.target_saving is None or self.max_loss is not None
+        ):
             raise ValueError(
                 f"{self.strategy!r} must have a target_saving and no max_loss, not "
                 f"{self.target_saving!r} and {self.max_loss!r}; try strategy='contribution'"
             )
         if self.target_saving is None and self.max_loss is None:
             raise ValueError("target_saving or max_loss must be given, not None and None; try 0.5")
-        if min(self.trials, self.align, self.depth_step) < 1:
-            raise ValueError("trials, align and depth_step must be at least 1")
+        check_choice("statistic", self.statistic, Statistic)
+        check_counts(trials=self.trials, align=self.align, depth_step=self.depth_step)
         if not (0.0 < self.width_step < 1.0 and 0.0 < self.width_min <= 1.0 and self.noise > 0.0):
             raise ValueError(
                 "width_step must be in (0, 1), width_min in (0, 1], and noise above 0, not "
@@ -432,7 +435,8 @@ def shrink(
         What is to be saved, ``cost(model, (channels, side, side))``; lower with every step.
     storage
         A file, for SQLite; or any Optuna storage URL ("mysql://..."), to share the study between
-        machines; None keeps it in memory.
+        machines; None keeps it in memory. A study refuses another model, other images, knobs or
+        another cost; that ``evaluate`` and ``fine_tune`` stay the same is the caller's to see to.
     study_name
         Its name in the storage.
     fine_tune

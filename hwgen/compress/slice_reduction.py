@@ -28,11 +28,13 @@ from torch.nn import functional
 
 from hwgen.compress.cost import Cost, tap_steps
 from hwgen.compress.kernel_reduction import KernelConfig, refit
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
 from hwgen.compress.training import MASK, batches, device_of, predict, reestimate_bn
 
 Shapes = Literal["square", "rectangle", "free"]
+SliceWeights = Literal["cut", "least_squares"]
 
 
 class UnreachableCost(ValueError):
@@ -61,27 +63,27 @@ class SliceConfig:
         Layers left alone.
     batch_size
         Images whose gradients are added before they are squared.
+    seed
+        Of the pixels that "least_squares" is fitted on.
     """
 
     keep: float = 0.5
     shapes: Shapes = "free"
     tn: int = 16
     ti: int = 16
-    weights: Literal["cut", "least_squares"] = "cut"
+    weights: SliceWeights = "cut"
     rounds: int = 1
     skip: tuple[str, ...] = ()
     batch_size: int = 50
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0.0 < self.keep <= 1.0:
             raise ValueError(f"keep must be in (0, 1], not {self.keep!r}")
-        if self.shapes not in ("square", "rectangle", "free"):
-            raise ValueError(f"shapes must be square, rectangle or free, not {self.shapes!r}")
-        if self.weights not in ("cut", "least_squares"):
-            raise ValueError(f"weights must be cut or least_squares, not {self.weights!r}")
-        if min(self.tn, self.ti, self.rounds, self.batch_size) < 1:
-            raise ValueError("tn, ti, rounds and batch_size must be at least 1")
+        check_choice("shapes", self.shapes, Shapes)
+        check_choice("weights", self.weights, SliceWeights)
+        check_counts(tn=self.tn, ti=self.ti, rounds=self.rounds, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def lower_slices(
         whole = model
         model = _lower_once(model, images, answers, config, cost, share * before)
         if config.weights == "least_squares":
-            _refit(model, whole, images)
+            _refit(model, whole, images, config.seed)
         model = reestimate_bn(model, images) if fine_tune is None else fine_tune(model)
     structure = discover(model, shape)
     taps = {
@@ -326,7 +328,7 @@ def _lower_once(
     return lowered(low)
 
 
-def _refit(model: nn.Module, whole: nn.Module, images: np.ndarray) -> None:
+def _refit(model: nn.Module, whole: nn.Module, images: np.ndarray, seed: int) -> None:
     """Fit what is left of each lowered convolution, in place, in the order they run."""
     structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
     for name, layer in structure.layers.items():
@@ -335,7 +337,7 @@ def _refit(model: nn.Module, whole: nn.Module, images: np.ndarray) -> None:
             keep = (mask != 0).flatten(2).cpu().numpy()
             filters = np.flatnonzero(~keep.all(axis=(1, 2)))
             if len(filters):
-                knobs = KernelConfig()
+                knobs = KernelConfig(seed=seed)
                 refit(model, whole, structure, name, filters, keep[filters], images, knobs)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
-from hwgen.compress.training import MASK
+from hwgen.compress.training import MASK, device_of
 
 
 class UnsupportedStructure(ValueError):
@@ -65,7 +65,7 @@ class Layer:
         Input features a channel of the input space: above 1 behind a flatten.
     batch_norm
         Path of the batch norm that alone reads its output, if any.
-    output_shape, macs_pixels
+    output_shape, pixels
         Shape of the output without the batch axis, and its pixels (1 if linear).
     """
 
@@ -151,7 +151,7 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
             ) from error
         # ShapeProp wants the parameters' type and leaves the model as it is.
         with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
+            ShapeProp(traced).propagate(torch.zeros(2, *input_shape, device=device_of(model)))
         return _Walk(model, traced).run()
     finally:
         model.train(was_training)

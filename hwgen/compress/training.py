@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.files import replacing
+from hwgen.compress.knobs import check_choice
 
 MEAN = 0.5
 STD = 0.25
@@ -30,6 +32,10 @@ The papers' released code has no training in it; the factor is a choice of ours.
 
 MASK = "weight_mask"
 """Buffer beside a weight: 0 where a reduced kernel holds its exact zeros."""
+
+Optimizer = Literal["adamw", "sgd"]
+Loss = Literal["cross_entropy", "smooth_l1", "mse", "weighted_mse"]
+Precision = Literal["float32", "bfloat16"]
 
 Samples = Callable[[int], tuple[np.ndarray, np.ndarray]]
 """From an epoch's number to its images (N, H, W, 3) uint8 and targets (N, ...)."""
@@ -67,6 +73,14 @@ class Augment:
     flip: bool = False
     shift: int = 0
     cutout: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.shift, self.cutout) < 0:
+            raise ValueError(
+                f"shift and cutout must be at least 0 pixels, not {self.shift!r} and "
+                f"{self.cutout!r}"
+            )
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed copies of (N, H, W, C) uint8 images."""
@@ -109,6 +123,11 @@ class Augment:
     ) -> np.ndarray:
         """Move and mirror images as drawn, and cut a square out of each."""
         count, height, width = images.shape[:3]
+        if self.shift >= min(height, width):
+            raise ValueError(
+                f"shift must be less than the images' sides, not {self.shift!r} for images of "
+                f"{height} x {width}"
+            )
         if self.flip or self.shift:
             mirrored, down, right = moves
             columns = np.arange(width)[None]
@@ -162,17 +181,42 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 64
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-3
     warmup: float = 0.1
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     distill_weight: float = 0.5
     distill_temperature: float = 2.0
-    loss: Literal["cross_entropy", "smooth_l1", "mse", "weighted_mse"] = "cross_entropy"
+    loss: Loss = "cross_entropy"
     augment: Augment = Augment()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_choice("optimizer", self.optimizer, Optimizer)
+        check_choice("loss", self.loss, Loss)
+        check_choice("precision", self.precision, Precision)
+        if self.epochs < 0:
+            raise ValueError(f"epochs must be at least 0, not {self.epochs!r}")
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, for batch norm, not {self.batch_size!r}"
+            )
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate!r}")
+        for name in ("warmup", "label_smoothing", "distill_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)!r}")
+        if not self.weight_decay >= 0.0:
+            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay!r}")
+        if not self.distill_temperature > 0.0:
+            raise ValueError(
+                f"distill_temperature must be above 0, not {self.distill_temperature!r}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed!r}")
 
 
 @dataclass
@@ -216,8 +260,9 @@ def train(
     teacher
         If given, its softened answers on the same images are learned too (classification only).
     checkpoint
-        A file kept up to date after every epoch; a run that finds one of the same config goes on
-        from there. Removed by nobody.
+        A file kept up to date after every epoch; a run that finds one goes on from there, if it
+        has the same config, teacher and images in its first epoch, and began at the same weights
+        but for the rounding of another machine. Removed by nobody.
     progress, name
         Called after each batch.
     each_epoch
@@ -232,7 +277,7 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint belongs to another config, or the loss is not finite.
+        If the checkpoint belongs to another training, or the loss is not finite.
     """
     began = time.perf_counter()
     report = TrainReport()
@@ -242,14 +287,12 @@ def train(
     optimizer = _optimizer(model, config)
     first_epoch = 0
     path = Path(checkpoint) if checkpoint is not None else None
+    identity: dict[str, Any] = {}
+    if path is not None:
+        identity = _identity(config, model, teacher, samples)
     if path is not None and path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
-        if state["config"] != asdict(config):
-            raise ValueError(
-                f"{path} must belong to this training, not to {state['config']!r}; "
-                "try deleting it or naming another file"
-            )
-        model.load_state_dict(state["model"])
+        _resume(path, state, identity, model)
         optimizer.load_state_dict(state["optimizer"])
         first_epoch = state["epoch"]
         report = TrainReport(**state["report"])
@@ -305,7 +348,7 @@ def train(
             seconds = report.seconds + time.perf_counter() - began
             save_atomically(
                 {
-                    "config": asdict(config),
+                    **identity,
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "epoch": epoch + 1,
@@ -315,6 +358,59 @@ def train(
             )
     report.seconds += time.perf_counter() - began
     return _with_format(model, torch.contiguous_format).eval(), report
+
+
+def _identity(
+    config: TrainConfig, model: nn.Module, teacher: nn.Module | None, samples: Samples
+) -> dict[str, Any]:
+    """Return what a checkpoint must agree in to go on from it."""
+    digest = hashlib.sha256()
+    for name, value in {} if teacher is None else _tensors(teacher).items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    for array in samples(0):
+        digest.update(repr((array.shape, array.dtype)).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    start = {name: value.clone() for name, value in _tensors(model).items()}
+    return {"config": asdict(config), "data": digest.hexdigest(), "start": start}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by name."""
+    held = (*model.named_parameters(), *model.named_buffers())
+    return {name: value.detach() for name, value in held}
+
+
+def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any], model: nn.Module) -> None:
+    """Load a checkpoint's weights; refuse that of another training."""
+
+    def refuse(other: str, cause: Exception | None = None) -> NoReturn:
+        raise ValueError(
+            f"{path} must belong to this training, not to {other}; try deleting it or naming "
+            "another file"
+        ) from cause
+
+    if state.get("config") != identity["config"]:
+        refuse(f"{state.get('config')!r}")
+    if state.get("data") != identity["data"]:
+        refuse("one of another teacher or other images")
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        refuse("one of another network", error)
+    if not _same_weights(state["start"], identity["start"]):
+        refuse("one that began at other weights")
+
+
+def _same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Tell whether two state dicts are equal but for rounding, and in where they are zero."""
+    return one.keys() == other.keys() and all(
+        value.shape == other[name].shape
+        and torch.equal(value != 0, other[name] != 0)
+        and torch.allclose(
+            value.double(), other[name].double(), rtol=1e-3, atol=1e-6, equal_nan=True
+        )
+        for name, value in one.items()
+    )
 
 
 def _batch(
@@ -349,9 +445,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    raise ValueError(f"optimizer must be 'adamw' or 'sgd', not {config.optimizer!r}")
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
 
 
 def _rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -373,13 +467,9 @@ def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
         return functional.smooth_l1_loss(y, target, beta=0.05)
     if config.loss == "mse":
         return functional.mse_loss(y, target)
-    if config.loss == "weighted_mse":
-        outwards = y.new_tensor([-1.0, -1.0, 1.0, 1.0])
-        weight = torch.where((y - target) * outwards < 0, CUT_WEIGHT, 1.0)
-        return (weight * (y - target).square()).mean()
-    raise ValueError(
-        f"loss must be cross_entropy, smooth_l1, mse or weighted_mse, not {config.loss!r}"
-    )
+    outwards = y.new_tensor([-1.0, -1.0, 1.0, 1.0])
+    weight = torch.where((y - target) * outwards < 0, CUT_WEIGHT, 1.0)
+    return (weight * (y - target).square()).mean()
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:

@@ -144,14 +144,38 @@ def test_an_interrupted_loop_goes_on_to_the_same_result(trained, tmp_path):
     assert report == expected
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    with pytest.raises(ValueError, match="must belong to this model and this budget"):
+    with pytest.raises(ValueError, match="must belong to this model, these images and this"):
         other = BudgetConfig(max_loss=0.04)
         compress_to_budget(trained, CALIBRATION, validate, other, checkpoint=path)
+    with pytest.raises(ValueError, match="must belong to this model, these images"):
+        compress_to_budget(trained, CALIBRATION[:-1], validate, config, checkpoint=path)
+    with pytest.raises(ValueError, match="must begin at accuracy and cost 0.2 and"):
+        compress_to_budget(trained, CALIBRATION, lambda _: 0.2, config, checkpoint=path)
+
+
+def test_a_step_longer_than_a_space_takes_what_there_is(trained):
+    """Two groups of 16: a step of three takes the one that can go, as a step of one does."""
+    found = [
+        compress_to_budget(
+            trained, CALIBRATION, lambda _: 1.0, BudgetConfig(methods=("trim",), units=units)
+        )[1]
+        for units in (1, 3)
+    ]
+    targets = [{step.target for step in report.steps} for report in found]
+    assert targets[0] == targets[1] == {"0", "3"}
+    assert found[0].cost == found[1].cost < found[0].baseline_cost
 
 
 def test_knobs_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="max_loss must not be negative"):
-        BudgetConfig(max_loss=-0.1)
+    for loss in (-0.1, 1.0):
+        with pytest.raises(
+            ValueError, match=rf"max_loss must be in \[0, 1\), not {loss}; try 0.01"
+        ):
+            BudgetConfig(max_loss=loss)
+    with pytest.raises(ValueError, match="units must be at least 1, not 0"):
+        BudgetConfig(units=0)
+    with pytest.raises(ValueError, match="statistic must be mean_abs, .* not 'mean'"):
+        BudgetConfig(statistic="mean")
     with pytest.raises(ValueError, match="methods must be of .*'approximate'"):
         BudgetConfig(methods=("prune",))
 

@@ -251,7 +251,7 @@ def test_other_budgets_are_refused(text: str) -> None:
         (("--budget", "1"), "try 1%"),
         (("--methods", "trim,prune"), "methods must be of"),
         (("--board", "pynq-z9"), "board must be one of"),
-        (("--step-epochs", "-1"), "must not be negative"),
+        (("--step-epochs", "-0.5"), "--step-epochs must be at least 0, not -0.5"),
         (("--data", "nowhere"), "'nowhere' does not exist"),
         (("--side", "24"), "must take the data's 3 x 24 x 24 images"),
         ((), "must be a trained one"),

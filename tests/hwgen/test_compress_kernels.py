@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,31 @@ def test_masks_hold_through_training_and_baking_leaves_a_plain_model():
                                    tuned(normalise(images[:1])))  # fmt: skip
 
 
+def test_the_ladders_last_rung_is_where_kernels_stay():
+    """A ladder that ends at 3 takes a 5x5 to 3x3 and leaves a 3x3 alone."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    config = replace(CROP, fraction=1.0, align=1, ladder=(7, 5, 3))
+    lowered, report = lower_kernels(model, _images(), config)
+    assert list(report.layers) == ["0"] and set(report.layers["0"].sides) == {(3, 3)}
+    assert torch.equal(lowered[2].weight, model[2].weight)
+    assert lower_kernels(lowered, _images(), config)[1].layers == {}
+    with pytest.raises(ValueError, match=r"above the ladder's last rung, not \['2'\]; .*\['0'\]"):
+        lower_kernels(model, _images(), replace(config, layers=("2",)))
+
+
+def test_fine_tuning_gets_the_lowered_network():
+    seen = []
+
+    def fine_tune(model: nn.Module) -> nn.Module:
+        seen.append(supports(model, "conv1").sum())
+        return model
+
+    config = KernelConfig(fraction=1.0, layers=("conv1",), retrain="fine_tune")
+    model = demo_classifier()
+    lowered, _ = lower_kernels(model, _images(), config, fine_tune)
+    assert seen == [supports(lowered, "conv1").sum()] == [supports(model, "conv1").sum() // 9]
+
+
 def test_what_cannot_be_lowered_is_refused_by_name():
     with pytest.raises(ValueError, match="must be convolutions .* not \\['fc1'\\]"):
         lower_kernels(lenet(), _images(), KernelConfig(layers=("fc1",)))
@@ -145,3 +172,8 @@ def test_what_cannot_be_lowered_is_refused_by_name():
         KernelConfig(ladder=(3, 5))
     with pytest.raises(ValueError, match="fine_tune must be given"):
         lower_kernels(lenet(), _images(), KernelConfig(retrain="fine_tune"))
+    for knob in ("weights", "importance", "statistic", "retrain"):
+        with pytest.raises(ValueError, match=f"{knob} must be .*, not 'odd'"):
+            KernelConfig(**{knob: "odd"})
+    with pytest.raises(ValueError, match="rows must be at least 1, not 0"):
+        KernelConfig(rows=0)

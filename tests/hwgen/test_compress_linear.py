@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hwgen.arch import AcceleratorConfig, GoldenRun
 from hwgen.backends import program
+from hwgen.cli import _load_model as load_model
 from hwgen.compress import (
     TrainConfig,
     discover,
@@ -386,7 +387,7 @@ def test_batch_norms_are_estimated_and_fine_tuning_keeps_the_copies(images):
     assert means[0] != means[1]
 
 
-def test_an_explicit_network_is_stored_as_plain_tensors(images):
+def test_an_explicit_network_is_stored_as_plain_tensors(images, tmp_path):
     model = resnet_cifar(8)
     config = dataclasses.replace(EXACT, form="explicit", ridge=1e-5)
     found, _ = approximate_maps(model, images, config)
@@ -395,6 +396,11 @@ def test_an_explicit_network_is_stored_as_plain_tensors(images):
     assert np.array_equal(predict(back, images), predict(found, images))
     assert sum(is_approximation(m) for m in back.modules()) == 3
     assert macs(back, SHAPE) == macs(found, SHAPE)
+    torch.save(state, tmp_path / "compressed.pt")
+    source = "from hwgen.models import resnet_cifar\ndef net(): return resnet_cifar(8)\n"
+    (tmp_path / "net.py").write_text(source, encoding="utf-8")
+    again = load_model(f"{tmp_path}/net.py:net", tmp_path / "compressed.pt")
+    assert np.array_equal(predict(again, images), predict(found, images))
     # An approximation reads the maps now: dropping more of them folds into it.
     structure = discover(found, SHAPE)
     names = [space.producers[0] for space in approximable(found, structure, "folded")]
@@ -440,7 +446,7 @@ def test_errors_say_what_to_try(images):
             ApproximationConfig(**{knob: "odd"})
     with pytest.raises(ValueError, match="ridge must be at least 0"):
         ApproximationConfig(ridge=-1.0)
-    with pytest.raises(ValueError, match="align and rows must be at least 1, not 0 and"):
+    with pytest.raises(ValueError, match="align must be at least 1, not 0"):
         ApproximationConfig(align=0)
     model = _Residual()
     with pytest.raises(ValueError, match="fine_tune must be given"):

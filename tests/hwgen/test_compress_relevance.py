@@ -141,6 +141,88 @@ def test_a_trimmed_state_loads_into_the_untrimmed_model():
         assert torch.equal(again(x), trimmed(x))
 
 
-def test_amounts_out_of_range_are_refused():
-    with pytest.raises(ValueError, match=r"amount must be in \(0, 1\]"):
-        RelevanceConfig(amount=0.0)
+def test_statistics_are_those_of_the_activations():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
+    images = _images(side=8, count=7)
+    structure = discover(model, (3, 8, 8))
+    with torch.no_grad():
+        maps = model[1](model[0](normalise(images))).double().numpy()
+    flat = maps.transpose(1, 0, 2, 3).reshape(5, -1)
+    wanted = {
+        "mean_abs": np.abs(flat).mean(axis=1),
+        "max": flat.max(axis=1),
+        "rms": np.sqrt((flat**2).mean(axis=1)),
+        "std": flat.std(axis=1),
+        "fraction_active": (flat > 0).mean(axis=1),
+    }
+    space = structure.space_of("0").identifier
+    for statistic, expected in wanted.items():
+        plain = measure_relevance(model, structure, images, statistic, normalise=False)[space]
+        np.testing.assert_allclose(plain, expected, rtol=1e-9, err_msg=statistic)
+        shared = measure_relevance(model, structure, images, statistic)[space]
+        np.testing.assert_allclose(shared, expected / expected.mean(), rtol=1e-9)
+
+
+def test_every_space_keeps_its_minimum():
+    model = demo_classifier()
+    config = RelevanceConfig(criterion="threshold", amount=1e9, minimum=3, retrain="none")
+    trimmed, report = trim_by_relevance(model, _images(), config)
+    assert {len(kept) for kept in report.kept.values()} == {3}
+    assert trimmed(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_fine_tuning_comes_once_at_the_end():
+    seen = []
+
+    def fine_tune(model: nn.Module) -> nn.Module:
+        seen.append(model.conv1.out_channels)
+        return copy.deepcopy(model)
+
+    config = RelevanceConfig(amount=0.5, retrain="fine_tune", rounds=3)
+    trimmed, _ = trim_by_relevance(demo_classifier(), _images(), config, fine_tune)
+    assert seen == [trimmed.conv1.out_channels]
+
+
+@pytest.mark.parametrize(("criterion", "amount"), [("threshold", 0.9), ("global_rank", 0.5)])
+def test_a_round_goes_its_share_of_the_way(criterion, amount):
+    """To a third of the threshold, or to the cube root of the share; the last round all the way."""
+    model, sizes = demo_classifier().eval(), []
+    structure = discover(model, (3, 32, 32))
+    scores = measure_relevance(model, structure, _images())
+    spaces = [space for space in structure.spaces.values() if not space.frozen]
+
+    def fine_tune(model: nn.Module) -> nn.Module:
+        now = discover(model, (3, 32, 32))
+        sizes.append({s.producers[0]: s.channels for s in now.spaces.values() if not s.frozen})
+        return copy.deepcopy(model)
+
+    config = RelevanceConfig(criterion=criterion, amount=amount, retrain="iterate", rounds=3)
+    _, report = trim_by_relevance(model, _images(), config, fine_tune)
+    if criterion == "threshold":
+        expected = {
+            s.producers[0]: max(int((scores[s.identifier] >= amount / 3).sum()), 1) for s in spaces
+        }
+        assert sizes[0] == expected
+    else:
+        total = sum(space.channels for space in spaces)
+        assert sum(sizes[0].values()) == int(np.ceil(total * amount ** (1 / 3)))
+        assert abs(sum(sizes[-1].values()) - total * amount) <= len(spaces)  # each keeps one
+    totals = [sum(size.values()) for size in sizes]
+    assert totals == sorted(totals, reverse=True) and totals[0] < 208
+    assert sizes[-1] == {name: len(kept) for name, kept in report.kept.items()}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"amount": 0.0}, r"amount must be in \(0, 1\]"),
+        ({"statistic": "mean"}, "statistic must be mean_abs, .* fraction_active, not 'mean'"),
+        ({"criterion": "keep"}, "criterion must be .*, not 'keep'"),
+        ({"retrain": "finetune"}, "retrain must be none, .* or iterate, not 'finetune'"),
+        ({"align": 0}, "align must be at least 1, not 0"),
+    ],
+)
+def test_knobs_out_of_range_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        RelevanceConfig(**knobs)

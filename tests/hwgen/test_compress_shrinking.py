@@ -397,8 +397,10 @@ def test_a_study_of_another_search_is_refused(tmp_path):
         ({"target_saving": 1.0}, r"target_saving must be in \(0, 1\)"),
         ({"target_saving": None}, "target_saving or max_loss must be given"),
         ({"max_loss": -0.1}, "max_loss must not be negative"),
+        ({"strategy": "random", "max_loss": 0.0}, "must have a target_saving and no max_loss"),
+        ({"trials": 0}, "trials must be at least 1, not 0"),
+        ({"statistic": "mean"}, "statistic must be mean_abs, .* not 'mean'"),
         ({"strategy": "tpe", "max_loss": 0.1}, "'tpe' must have a target_saving and no max_loss"),
-        ({"trials": 0}, "at least 1"),
         ({"width_step": 0.0}, r"width_step must be in \(0, 1\)"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hwgen.compress import TrainConfig, accuracy, normalise, reestimate_bn, train
+from hwgen.compress import Augment, TrainConfig, accuracy, normalise, reestimate_bn, train
 from hwgen.compress.training import MEAN, STD
 
 
@@ -73,11 +73,113 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
         return images, labels
 
     resumed, report = train(_model(), rest, config, checkpoint=path)
-    assert epochs == [2, 3] and len(report.losses) == 4
+    assert epochs == [0, 2, 3] and len(report.losses) == 4  # the first are compared
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     with pytest.raises(ValueError, match="must belong to this training"):
         train(_model(), rest, TrainConfig(epochs=5), checkpoint=path)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    images, labels = _toy(64)
+    config, path = TrainConfig(epochs=2), tmp_path / "training.checkpoint"
+
+    def run(model: nn.Module, teacher: nn.Module | None = None, brighter: int = 0) -> nn.Module:
+        seen = images + np.uint8(brighter)
+        return train(model, lambda _: (seen, labels), config, teacher=teacher, checkpoint=path)[0]
+
+    teacher = _model()
+    first = run(_model(), teacher)
+    with pytest.raises(ValueError, match="not to one of another teacher or other images"):
+        run(_model())
+    with pytest.raises(ValueError, match="not to one of another teacher or other images"):
+        run(_model(), teacher, brighter=1)
+    other = _model()
+    with torch.no_grad():
+        other[0].weight[0] *= 1.1
+    with pytest.raises(ValueError, match="not to one that began at other weights"):
+        run(other, teacher)
+    masked = _model()
+    with torch.no_grad():
+        masked[0].weight[0, 0, 0, 0] = 0.0
+    with pytest.raises(ValueError, match="not to one that began at other weights"):
+        run(masked, teacher)
+    with pytest.raises(ValueError, match="not to one of another network"):
+        run(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), teacher)
+    with torch.no_grad():
+        rounded = _model()
+        rounded[0].weight *= 1 + 2**-22  # another machine's last bit
+    again = run(rounded, teacher)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_the_loss_with_a_teacher_is_that_of_hinton():
+    images, labels = _toy(16)
+    torch.manual_seed(1)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    config = TrainConfig(
+        epochs=1, batch_size=16, label_smoothing=0.0, distill_weight=0.3, distill_temperature=4.0
+    )
+    _, report = train(student, lambda _: (images, labels), config, teacher=teacher)
+    with torch.no_grad():
+        y, soft = (network(normalise(images)).double().numpy() for network in (student, teacher))
+
+    def log_softmax(z: np.ndarray) -> np.ndarray:
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+    hard = -log_softmax(y)[np.arange(16), labels].mean()
+    p, q = log_softmax(soft / 4.0), log_softmax(y / 4.0)
+    divergence = (np.exp(p) * (p - q)).sum(axis=1).mean()
+    np.testing.assert_allclose(report.losses[0], 0.7 * hard + 0.3 * 16.0 * divergence, rtol=1e-5)
+
+
+def test_a_cut_out_square_is_grey_and_nothing_else_changes():
+    images = np.random.default_rng(0).integers(0, 100, (50, 12, 12, 3)).astype(np.uint8)
+    changed = Augment(cutout=4)(images, np.random.default_rng(1))
+    hole = (changed != images).any(axis=3)
+    assert (changed[hole] == 128).all()
+    assert hole.any(axis=(1, 2)).all() and hole.sum(axis=(1, 2)).max() == 16
+    rows, columns = hole.any(axis=2).sum(axis=1), hole.any(axis=1).sum(axis=1)
+    assert np.array_equal(rows * columns, hole.sum(axis=(1, 2)))  # cut at the border, but a square
+
+
+def test_half_precision_leaves_float32_weights():
+    images, labels = _toy()
+    config = TrainConfig(epochs=8, batch_size=32, learning_rate=2e-2, precision="bfloat16")
+    trained, _ = train(_model(), lambda _: (images, labels), config)
+    assert accuracy(trained, images, labels) > 0.9
+    assert {value.dtype for value in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"batch_size": 1}, "batch_size must be at least 2, for batch norm, not 1"),
+        ({"precision": "float16"}, "precision must be float32 or bfloat16, not 'float16'"),
+        ({"optimizer": "adam"}, "optimizer must be adamw or sgd, not 'adam'"),
+        ({"loss": "l2"}, "loss must be cross_entropy, .* or weighted_mse, not 'l2'"),
+        ({"epochs": -1}, "epochs must be at least 0, not -1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0.0"),
+        ({"distill_weight": 1.5}, r"distill_weight must be in \[0, 1\], not 1.5"),
+        ({"distill_temperature": 0.0}, "distill_temperature must be above 0, not 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, not -1.0"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+    ],
+)
+def test_knobs_of_a_training_out_of_range_are_refused(knobs, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**knobs)
+
+
+def test_a_shift_past_the_image_is_refused():
+    images, labels = _toy(8)
+    config = TrainConfig(epochs=1, augment=Augment(shift=8))
+    with pytest.raises(ValueError, match="shift must be less than the images' sides, not 8 .*8 x"):
+        train(_model(), lambda _: (images, labels), config)
+    with pytest.raises(ValueError, match="shift and cutout must be at least 0 pixels, not -1 and"):
+        Augment(shift=-1)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
