@@ -5,7 +5,8 @@
 and compresses everything, writes each row to ``benchmarks/results/compression.json`` as soon as it
 is measured, and ``docs/results/compression.md`` from it. Networks and checkpoints are kept in
 ``build/compression``: a run that was stopped goes on. Several may run side by side, each with
-another ``--only``.
+another ``--only``. Rows and networks that are there are taken as they are: after a change of a
+recipe delete the networks, and give ``--fresh``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks.compression import ablation, cifar, rows, small, tiny
+from benchmarks.compression import ablation, cifar, criteria, rows, small, tiny
 from benchmarks.compression.page import write_page
 from hwgen.compress.training import Tick
 from hwgen.demo_training import progress_bars
@@ -31,12 +32,17 @@ Job = tuple[tuple[str, str, str, str], Callable[[Tick], rows.Row]]
 def jobs(data: Path | None, cache: Path, seed: int) -> Iterator[Job]:
     """List every row: its table, network, data and method, and what measures it."""
     for network, source in small.PAIRS:
+        if data is None and source != "frames":
+            continue
         for method in small.LEVELS:
             key = small.TABLE, network, source, method
             yield key, partial(small.run, network, source, method, data, cache, seed)
     for method in ablation.METHODS:
         key = ablation.TABLE, ablation.NETWORK, ablation.DATA, method
         yield key, partial(ablation.run, method, cache, seed)
+    for method in criteria.METHODS:
+        key = criteria.TABLE, criteria.NETWORK, criteria.DATA, method
+        yield key, partial(criteria.run, method, cache, seed)
     if data is None:
         return
     for recipe in cifar.RECIPES:

@@ -82,7 +82,17 @@ def fpgm(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
 
 
 def slimming(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
-    """Score channels by their batch norm's scale (Liu et al., ICCV 2017)."""
+    """Score channels by their batch norm's scale (Liu et al., ICCV 2017).
+
+    Raises
+    ------
+    ValueError
+        If no batch norm follows.
+    """
+    if not space.batch_norms:
+        raise ValueError(
+            f"slimming must have a batch norm behind {space.producers!r}, not none; try l1"
+        )
     scales = [model.get_submodule(name).weight.detach().abs() for name in space.batch_norms]
     return torch.stack(scales).sum(dim=0).double().numpy()
 
@@ -94,11 +104,20 @@ def random_scores(seed: int) -> Score:
 
 
 def apoz(images: np.ndarray) -> Score:
-    """Return the share of activations above zero (Hu et al., 2016)."""
+    """Score channels by the share of activations above zero, 1 - APoZ (Hu et al., 2016)."""
 
     def score(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
         scores = measure_relevance(model, structure, images, "fraction_active", False)
         return scores[space.identifier]
+
+    return score
+
+
+def relevance(images: np.ndarray) -> Score:
+    """Score channels as relevance trimming does (Ressi et al., AIxIA 2021)."""
+
+    def score(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
+        return measure_relevance(model, structure, images)[space.identifier]
 
     return score
 
