@@ -46,9 +46,7 @@ def jobs(data: Path | None, cache: Path, seed: int) -> Iterator[Job]:
     if data is None:
         return
     for recipe in cifar.RECIPES:
-        for method in cifar.METHODS:
-            if method in cifar.CASCADES and recipe.cascade is None:
-                continue
+        for method in cifar.methods(recipe):
             key = cifar.TABLE, recipe.network, cifar.DATA, method
             yield key, partial(cifar.run, recipe, method, data, cache, seed)
     for method in tiny.METHODS:

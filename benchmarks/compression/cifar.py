@@ -58,6 +58,8 @@ class Recipe:
         A smaller network, which as "all methods" left it goes before this one, and the margin below
         which this one is asked: uncompressed ("cascade") or not. Fixed, since held-out images that
         have been trained on cannot tell it.
+    uniform
+        Whether DepGraph is run with one ratio for all layers too.
     """
 
     network: str
@@ -69,15 +71,24 @@ class Recipe:
     rounds: int = 2
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
+    uniform: bool = False
 
 
 RECIPES = (
     Recipe("ResNet-20", 0.62, "cycles", 10),
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
-    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6),
+    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True),
 )
 CASCADES = ("cascade", "all methods + cascade")
-METHODS = ("all methods", "DepGraph at equal MACs", "DepGraph at equal cycles", *CASCADES)
+UNIFORM = "DepGraph, uniform, at equal MACs"
+METHODS = ("all methods", "DepGraph at equal MACs", UNIFORM, "DepGraph at equal cycles", *CASCADES)
+
+
+def methods(recipe: Recipe) -> tuple[str, ...]:
+    """Return the rows of a network."""
+    without = () if recipe.cascade is not None else CASCADES
+    without += () if recipe.uniform else (UNIFORM,)
+    return tuple(method for method in METHODS if method not in without)
 
 
 def run(
@@ -188,7 +199,7 @@ def _compressed(
     mine = _finished(base, folder, recipe.network, seed)
     by, align = (cost.macs, 1) if method.endswith("MACs") else (steps, 16)
     target = by(mine, shape)
-    model = rivals.depgraph(base, 32, by, target, align)
+    model = rivals.depgraph(base, 32, by, target, align, uniform=method == UNIFORM)
     reached, more = by(model, shape), {}
     if reached > target:
         more["note"] = (

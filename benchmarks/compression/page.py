@@ -160,7 +160,8 @@ def _cifar(found: list[Row]) -> list[str]:
         text(
             """The data are a JPEG-compressed copy of CIFAR-10, which costs accuracy: compare rows
             with their own baseline, never with a figure published for the original pixels. Ours and
-            DepGraph (Torch-Pruning's group L2 norm, global ranking) start from one baseline and
+            DepGraph (Torch-Pruning's group L2 norm, ranked over the whole network; "uniform": the
+            same ratio in each layer) start from one baseline and
             have the same data, epochs, augmentation and teacher; at equal cycles DepGraph keeps
             multiples of 16 channels, since others cost as much. The ResNets' published weights
             have seen all training images before, so held-out ones cannot tell how far to go:
@@ -204,7 +205,7 @@ def _tiny(found: list[Row]) -> list[str]:
             f"""The full-frame classifier is {tiny.NETWORK} on whole frames of {tiny.SIDE} x
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
             the test images. "trained on" is the full-frame classifier after as many more epochs of
-            the same fine-tuning as the shrunk ones had."""
+            the same fine-tuning as the shrunk ones had; "lower kernels" goes on from it."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
         _rows(found, tiny.METHODS, _pair),

@@ -23,13 +23,14 @@ def depgraph(
     align: int = 1,
     last: str = "linear",
     steps: int = 400,
+    uniform: bool = False,
 ) -> nn.Module:
     """Prune groups by DepGraph (Fang et al., CVPR 2023) until ``cost`` is at most ``target``.
 
-    Torch-Pruning's group L2 norm, ranked over the whole network, in small steps, with what is kept
-    a multiple of ``align`` (its ``round_to``). Returns a copy:
-    the first to meet the target or, where the pruner comes to its end before, the first of the
-    cheapest.
+    Torch-Pruning's group L2 norm, ranked over the whole network or, if ``uniform``, within each
+    layer, in small steps, with what is kept a multiple of ``align`` (its ``round_to``). Returns a
+    copy: the first to meet the target or, where the pruner comes to its end before, the first of
+    the cheapest.
     """
     import torch_pruning as tp
 
@@ -39,7 +40,7 @@ def depgraph(
         model,
         torch.zeros(1, *shape),
         importance=tp.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
+        global_pruning=not uniform,
         pruning_ratio=1.0,
         max_pruning_ratio=0.95,
         iterative_steps=steps,
