@@ -2,15 +2,19 @@
 """The benchmarks room: every method on and off, one at a time, on one network.
 
 ResNet-8 on the bundled frames, all rows at the same cycles: what a method is worth is the accuracy
-that it keeps. "only X" reaches the target by X alone; "without X" by all the others. Every row has
-the same epochs of fine-tuning; the quantization-aware one has two more, on integers.
+that it keeps. "only X" reaches the target by X alone; "without X" by all the others; "with X" adds
+what "all methods" does not have: compound shrinking takes the first half of the way, cropping has a
+predictor whose cost is counted (and no teacher, which would have to know crops), and a cascade asks
+the uncompressed network about images that the compressed one is not sure of. Every row has the same
+epochs of fine-tuning; the quantization-aware one has two more, on integers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,40 @@ from torch import nn
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
 from benchmarks.compression.pipeline import Pipeline, measured, stage
+from hwgen import models
 from hwgen.boards import load_board
 from hwgen.compress import cost
+from hwgen.compress.cascade import CascadeConfig, fit_cascade
 from hwgen.compress.cost import Cost
+from hwgen.compress.cropping import (
+    PredictorConfig,
+    crop_all,
+    jitter_boxes,
+    predict_boxes,
+    resize_all,
+    train_predictor,
+)
 from hwgen.compress.kernel_reduction import KernelConfig, lower_kernels
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import RelevanceConfig, trim_by_relevance
+from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import Tick, TrainConfig, accuracy, normalise, train
-from hwgen.datasets import Splits
+from hwgen.compress.training import (
+    Samples,
+    Tick,
+    accuracy,
+    normalise,
+    reestimate_bn,
+    train,
+)
 from hwgen.ir import run_quantized
 from hwgen.quantize import fine_tune_quantized
 
 TABLE, NETWORK, DATA = "ablation", "ResNet-8", "frames"
 TARGET = 0.25
+SHRINKING, CROPPING, CASCADE = "compound shrinking", "cropping", "a cascade"
+CROP_SIDE = 32
 EPOCHS, QUANTIZED_EPOCHS = 6, 2
 QUANTIZED = "quantization-aware fine-tuning"
 STEPS = ("relevance trimming", "linear approximation", "lower kernels", "slices")
@@ -46,43 +69,193 @@ METHODS = (
     *(f"without {step}" for step in STEPS),
     "without distillation",
     f"with {QUANTIZED}",
+    f"with {SHRINKING}",
+    f"with {CROPPING}",
+    f"with {CASCADE}",
 )
 
 
 def run(method: str, cache: Path, seed: int, tick: Tick) -> rows.Row:
     """Measure one row."""
-    splits = load(DATA, None)
-    baseline = baselines.find(NETWORK, DATA)
-    base = baselines.trained(baseline, splits, None, cache, seed, tick)
-    name = f"ablation-{method.replace(' ', '-')}-{seed}"
+    bench = _Bench(method, cache, seed, tick)
+    accuracies: dict[str, float] = {}
+    epochs, side = EPOCHS, bench.side
+    if method.endswith(CASCADE):
+        pipeline, more = bench.cascade(), {}
+    elif method.endswith(QUANTIZED):
+        model, more = bench.quantized()
+        pipeline, epochs = Pipeline([model], [side]), EPOCHS + QUANTIZED_EPOCHS
+        accuracies = {"int8_accuracy": more.pop("int8_accuracy")}
+    else:
+        build = {f"with {SHRINKING}": bench.shrunk, f"with {CROPPING}": bench.cropped}
+        model, more = stage(bench.path, bench.base, build.get(method, bench.stepped))
+        predictor = bench.predictor if method.endswith(CROPPING) else None
+        pipeline = Pipeline([model], [more.get("side", side)], predictor=predictor)
+    key = TABLE, NETWORK, DATA, method
+    row = measured(key, bench.base, pipeline, bench.splits, seed, epochs, more)
+    return replace(row, **accuracies)
 
-    def fine_tune(model: nn.Module) -> nn.Module:
+
+Built = tuple[nn.Module, dict[str, Any]]
+"""A network and what is to be said about it."""
+
+
+@dataclass
+class _Bench:
+    """The network that is compressed, its data, and one row's way to compress it."""
+
+    method: str
+    cache: Path
+    seed: int
+    tick: Tick
+
+    def __post_init__(self) -> None:
+        self.splits = load(DATA, None)
+        self.baseline = baselines.find(NETWORK, DATA)
+        self.base = baselines.trained(
+            self.baseline, self.splits, None, self.cache, self.seed, self.tick
+        )
+        self.side = self.splits.train.images.shape[1]
+        self.whole = _steps()(self.base, (3, self.side, self.side))
+        self.images = rows.calibration_images(self.splits, 1000, self.seed)
+
+    @property
+    def path(self) -> Path:
+        """File of the row's network."""
+        return self.cache / f"ablation-{self.method.replace(' ', '-')}-{self.seed}.pt"
+
+    def fine_tune(self, model: nn.Module, samples: Samples, side: int) -> nn.Module:
+        """Train a network that sees images of this side."""
+        teacher: nn.Module | None = self.base
+        if self.method == "without distillation" or self.method.endswith(CROPPING):
+            teacher = None  # which has seen no crops
+        elif side != self.side:
+            teacher = nn.Sequential(nn.Upsample(self.side, mode="bilinear"), self.base)
         return train(
             model,
-            lambda _: (splits.train.images, splits.train.labels),
-            baselines.tuning(baseline.config, EPOCHS, seed),
-            teacher=None if method == "without distillation" else base,
-            checkpoint=cache / f"{name}.checkpoint",
-            progress=tick,
-            name=f"{NETWORK}, {method}",
+            samples,
+            baselines.tuning(self.baseline.config, EPOCHS, self.seed),
+            teacher=teacher,
+            checkpoint=self.path.with_suffix(".checkpoint"),
+            progress=self.tick,
+            name=f"{NETWORK}, {self.method}",
         )[0]
 
-    def build() -> tuple[nn.Module, dict[str, Any]]:
-        images = rows.calibration_images(splits, 1000, seed)
-        model, kept = compressed(base, images, chosen_steps(method))
-        return fine_tune(model), {"cost left after each step": kept}
+    def seen(self, side: int) -> Samples:
+        """Return the training images at this side."""
+        images, labels = self.splits.train.images, self.splits.train.labels
+        small = images if side == self.side else resize_all(images, side)
+        return lambda _: (small, labels)
 
-    if method.endswith(QUANTIZED):
-        model, more = _quantized(base, splits, baseline.config, cache, seed, tick)
-    else:
-        model, more = stage(cache / f"{name}.pt", base, build)
-    accuracies = {}
-    if "int8_accuracy" in more:
-        accuracies = {"int8_accuracy": more.pop("int8_accuracy")}
-    key, side = (TABLE, NETWORK, DATA, method), splits.test.images.shape[1]
-    epochs = EPOCHS + (QUANTIZED_EPOCHS if method.endswith(QUANTIZED) else 0)
-    row = measured(key, base, Pipeline([model], [side]), splits, seed, epochs, more)
-    return replace(row, **accuracies)
+    def stepped(self) -> Built:
+        """Apply the steps of the row's name."""
+        model, kept = compressed(self.base, self.images, chosen_steps(self.method), self.whole)
+        model = self.fine_tune(model, self.seen(self.side), self.side)
+        return model, {"cost left after each step": kept}
+
+    def shrunk(self) -> Built:
+        """Shrink half of the way, then apply all steps."""
+        held = self.splits.validation
+        found = shrink(
+            self.base,
+            self.images[:500],
+            lambda model, side: accuracy(model, resize_all(held.images, side), held.labels),
+            ShrinkConfig(target_saving=1 - math.sqrt(TARGET)),
+            cost=_steps(),
+            progress=self.tick,
+        )
+        side = found.point.side
+        model, kept = compressed(found.model, resize_all(self.images, side), STEPS, self.whole)
+        model = self.fine_tune(model, self.seen(side), side)
+        return model, {
+            "cost left after each step": kept,
+            "point": asdict(found.point),
+            "side": side,
+        }
+
+    def cropped(self) -> Built:
+        """Apply all steps to a network that sees crops; the predictor is counted."""
+        images, labels = self.splits.train.images, self.splits.train.labels
+        boxes = predict_boxes(self.predictor, images, self.predictor.side)
+
+        def crops(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((self.seed, epoch))
+            return crop_all(images, jitter_boxes(boxes, 0.06, rng), CROP_SIDE), labels
+
+        side = self.predictor.side
+        left = TARGET - _steps()(self.predictor, (3, side, side)) / self.whole
+        some = crops(0)[0][:1000]
+        model, kept = compressed(reestimate_bn(self.base, some), some, STEPS, self.whole, left)
+        model = self.fine_tune(model, crops, CROP_SIDE)
+        return model, {"cost left after each step": kept, "side": CROP_SIDE}
+
+    @cached_property
+    def predictor(self) -> models.ForegroundPredictor:
+        """A foreground predictor, trained on true boxes."""
+        torch.manual_seed(self.seed)
+        path = self.cache / f"ablation-predictor-{self.seed}.pt"
+        blank, train_split = models.ForegroundPredictor(), self.splits.train
+        config = PredictorConfig()
+        config = replace(config, train=replace(config.train, seed=self.seed))
+
+        def build() -> Built:
+            assert train_split.boxes is not None
+            model, report = train_predictor(
+                blank,
+                train_split.images,
+                train_split.boxes,
+                config,
+                checkpoint=path.with_suffix(".checkpoint"),
+                progress=self.tick,
+            )
+            return model, {"IoU in training": report.train_iou}
+
+        model, _ = stage(path, blank, build)
+        assert isinstance(model, models.ForegroundPredictor)
+        return model
+
+    def finished(self) -> nn.Module:
+        """Return what "all methods" left."""
+        path = self.cache / f"ablation-all-methods-{self.seed}.pt"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} must be made first, by the row 'all methods'")
+        held = torch.load(path, weights_only=True)["model"]
+        return load_compressed(self.base, held).eval()
+
+    def cascade(self) -> Pipeline:
+        """Return the cheapest cascade that is as accurate on held-out images as its last stage."""
+        pipeline = Pipeline([self.finished(), self.base], [self.side, self.side])
+        held = self.splits.validation
+        logits = pipeline.logits(held.images)
+        goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
+        costs = [each[0] for each in pipeline.costs()[1]]
+        rule, _ = fit_cascade(logits, held.labels, costs, CascadeConfig(target_accuracy=goal))
+        return replace(pipeline, rule=rule)
+
+    def quantized(self) -> Built:
+        """Return the network of "all methods", and its accuracy after training as integers."""
+        model, held, test = self.finished(), self.splits.validation, self.splits.test
+        graph, report = fine_tune_quantized(
+            model,
+            self.seen(self.side),
+            replace(
+                baselines.tuning(self.baseline.config, QUANTIZED_EPOCHS, self.seed),
+                learning_rate=2e-4,
+                precision="float32",
+            ),
+            calibration=normalise(rows.calibration_images(self.splits)),
+            teacher=self.base,
+            validate=lambda network: accuracy(network, held.images, held.labels),
+            checkpoint=self.cache / f"ablation-quantized-{self.seed}.checkpoint",
+            progress=self.tick,
+        )
+        logits = run_quantized(graph, normalise(test.images).numpy())
+        right = float((logits.argmax(axis=1) == test.labels).mean())
+        return model, {"int8_accuracy": right, "validation": report.accuracies}
+
+
+def _steps() -> Cost:
+    return cost.for_machine(load_board(rows.BOARD).config)
 
 
 def chosen_steps(method: str) -> tuple[str, ...]:
@@ -93,19 +266,22 @@ def chosen_steps(method: str) -> tuple[str, ...]:
 
 
 def compressed(
-    base: nn.Module, images: np.ndarray, steps: tuple[str, ...]
+    model: nn.Module,
+    images: np.ndarray,
+    steps: tuple[str, ...],
+    whole: float,
+    left: float = TARGET,
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Bring the network down to the target by these steps, each in its turn.
+    """Bring a network down to the share ``left`` of ``whole`` by these steps, each in its turn.
 
     All but the last take an equal ratio, or come as near to it as whole groups allow; the last
     takes what is left.
     """
-    shape = _shape(images)
-    by = cost.for_machine(load_board(rows.BOARD).config)
-    whole, model = by(base, shape), base
+    shape, by = _shape(images), _steps()
+    begin = by(model, shape) / whole
     kept: dict[str, float] = {}
     for done, step in enumerate(steps, 1):
-        target = TARGET ** (done / len(steps)) * whole
+        target = begin * (left / begin) ** (done / len(steps)) * whole
         model = _APPLY[step](model, images, by, target, done == len(steps))
         kept[step] = by(model, shape) / whole
     return model, kept
@@ -183,29 +359,3 @@ _APPLY: dict[str, Callable[[nn.Module, np.ndarray, Cost, float, bool], nn.Module
     "lower kernels": _lowered,
     "slices": _sliced,
 }
-
-
-def _quantized(
-    base: nn.Module, splits: Splits, config: TrainConfig, cache: Path, seed: int, tick: Tick
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network of "all methods", and its int8 accuracy after training as integers."""
-    state = torch.load(cache / f"ablation-all-methods-{seed}.pt", weights_only=True)
-    model = load_compressed(base, state["model"]).eval()
-    held, test = splits.validation, splits.test
-    graph, report = fine_tune_quantized(
-        model,
-        lambda _: (splits.train.images, splits.train.labels),
-        replace(
-            baselines.tuning(config, QUANTIZED_EPOCHS, seed),
-            learning_rate=2e-4,
-            precision="float32",
-        ),
-        calibration=normalise(rows.calibration_images(splits)),
-        teacher=base,
-        validate=lambda network: accuracy(network, held.images, held.labels),
-        checkpoint=cache / f"ablation-quantized-{seed}.checkpoint",
-        progress=tick,
-    )
-    logits = run_quantized(graph, normalise(test.images).numpy())
-    right = float((logits.argmax(axis=1) == test.labels).mean())
-    return model, {"int8_accuracy": right, "validation": report.accuracies}
