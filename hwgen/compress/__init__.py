@@ -52,7 +52,8 @@ from hwgen.compress.linear_approximation import (
 from hwgen.compress.pipeline import CompressionConfig, compress_network, parse_budget
 from hwgen.compress.relevance import RelevanceConfig, RelevanceReport, trim_by_relevance
 from hwgen.compress.report import CompressionReport, write_report
-from hwgen.compress.shrinking import ShrinkConfig, ShrinkPoint, ShrinkResult, shrink
+from hwgen.compress.shrinking import ShrinkConfig, ShrinkResult, shrink
+from hwgen.compress.shrunk import ShrinkPoint
 from hwgen.compress.slice_reduction import SliceConfig, SliceReport, UnreachableCost, lower_slices
 from hwgen.compress.structure import (
     Layer,

@@ -12,7 +12,6 @@ one knob for the whole network goes through :func:`tightest` instead.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from hwgen.compress.cost import Cost, channel_units, tap_steps
+from hwgen.compress.identity import digest
 from hwgen.compress.kernel_reduction import (
     KernelConfig,
     kernel_units,
@@ -178,12 +178,13 @@ def compress_to_budget(
     """
     loop = _Loop(model, images, validate, config or BudgetConfig(), cost, fine_tune)
     path = Path(checkpoint) if checkpoint is not None else None
-    digest = _digest(model, images, loop.config, cost, fine_tune is not None)
+    named = getattr(cost, "__qualname__", type(cost))
+    identity = digest(model, images, loop.config, named, fine_tune is not None)
     if path is not None and path.exists():
-        loop.resume(torch.load(path, weights_only=True), digest, path)
+        loop.resume(torch.load(path, weights_only=True), identity, path)
     while loop.advance():
         if path is not None:
-            save_atomically(loop.state(digest), path)
+            save_atomically(loop.state(identity), path)
         if progress is not None:
             done = len(loop.report.steps) + len(loop.report.rejected)
             progress("compression", done, done + len(loop.scores))
@@ -350,18 +351,18 @@ class _Loop:
         kept = groups[min(units, len(groups) - 1) :]
         return remove_channels(self.model, structure, {space.identifier: np.concatenate(kept)})
 
-    def state(self, digest: str) -> dict[str, Any]:
+    def state(self, identity: str) -> dict[str, Any]:
         """Return everything that :meth:`resume` needs, as plain values and tensors."""
         return {
-            "digest": digest,
+            "digest": identity,
             "model": self.model.state_dict(),
             "report": asdict(self.report),
             "scores": [[*key, score.value, score.age] for key, score in self.scores.items()],
         }
 
-    def resume(self, state: dict[str, Any], digest: str, path: Path) -> None:
+    def resume(self, state: dict[str, Any], identity: str, path: Path) -> None:
         """Go on from a saved state."""
-        if state["digest"] != digest:
+        if state["digest"] != identity:
             raise ValueError(
                 f"{path} must belong to this model, these images and this budget, not to others; "
                 "try deleting it or naming another file"
@@ -418,16 +419,3 @@ def tightest(
         else:
             high = middle
     return found
-
-
-def _digest(
-    model: nn.Module, images: np.ndarray, config: BudgetConfig, cost: Cost, retrained: bool
-) -> str:
-    """Return what a checkpoint must match: weights, images, knobs, and the name of the cost."""
-    digest = hashlib.sha256(repr((config, getattr(cost, "__qualname__", type(cost)))).encode())
-    digest.update(repr((images.shape, retrained)).encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

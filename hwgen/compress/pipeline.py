@@ -30,6 +30,7 @@ from hwgen.arch.files import replacing
 from hwgen.boards import load_board
 from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, tightest
 from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
+from hwgen.compress.identity import digest
 from hwgen.compress.kernel_reduction import KernelConfig
 from hwgen.compress.knobs import check_choice
 from hwgen.compress.linear_approximation import ApproximationConfig
@@ -284,17 +285,11 @@ class _Run:
 
     def _digest(self) -> str:
         """Return 16 digits of what the result depends on: arguments, device, this room's code."""
-        device = device_of(self.model).type
-        digest = hashlib.sha256(repr((self.config, self.board, device)).encode())
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-        for part in (self.splits.train, self.splits.validation, self.splits.test):
-            digest.update(repr(part.images.shape).encode())
-            digest.update(part.images.tobytes())
-            digest.update(part.labels.tobytes())
-        for path in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:16]
+        parts: list[object] = [self.config, self.board, device_of(self.model).type, self.model]
+        for split in (self.splits.train, self.splits.validation, self.splits.test):
+            parts += [split.images, split.labels]
+        parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        return digest(*parts)[:16]
 
     def stage(
         self, name: str, blank: nn.Module, build: Callable[[Path], tuple[nn.Module, Any]]

@@ -10,40 +10,24 @@ shared between processes and machines.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import itertools
 import math
-import os
-import platform
-import random
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError
-from torch import Tensor, nn
+from torch import nn
 
 from hwgen.compress.cost import Cost, tap_steps
-from hwgen.compress.cropping import resize_all
+from hwgen.compress.identity import digest
 from hwgen.compress.knobs import check_choice, check_counts
-from hwgen.compress.relevance import (
-    Statistic,
-    keep_most,
-    measure_relevance,
-    remove_channels,
-    trimmable,
-)
-from hwgen.compress.structure import discover, drop_blocks, identity_blocks
-from hwgen.compress.training import Tick, device_of, predict, reestimate_bn
+from hwgen.compress.relevance import Statistic
+from hwgen.compress.shrunk import Shrinker, ShrinkPoint, try_side
+from hwgen.compress.study import is_gone, open_study, this_worker
+from hwgen.compress.training import Tick
 
 Dimension = Literal["depth", "width", "side"]
 Strategy = Literal["contribution", "grid", "random", "tpe"]
@@ -55,227 +39,6 @@ FineTuneAt = Callable[[nn.Module, int], nn.Module]
 _DIMENSIONS = ("depth", "width", "side")
 _STRATEGIES = ("contribution", "grid", "random", "tpe")
 _DRAWS = 50  # trials of a study for each point that it may measure: repeats and points too dear
-_OPENINGS = 30  # of a storage that other processes are making
-_DIGEST = "shears_digest"
-_SESSION = uuid.uuid4().hex  # tells this process from an earlier one of the same number
-
-
-def droppable_blocks(
-    model: nn.Module, input_shape: tuple[int, int, int]
-) -> dict[str, tuple[str, ...]]:
-    """Find the residual blocks that may be left out, by stages.
-
-    Parameters
-    ----------
-    model
-        Not changed.
-    input_shape
-        (channels, height, width) of one input.
-
-    Returns
-    -------
-    dict
-        From a stage, the shape of its blocks' outputs as "channels x height x width", to the
-        paths of the blocks of :func:`~hwgen.compress.structure.identity_blocks` that run once and
-        whose input has that shape too; stages and blocks in the order they run. Blocks that change
-        the shape, option A's included, are not among them.
-    """
-    calls: dict[str, list[str | None]] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def hook(_: nn.Module, args: tuple[object, ...], result: object) -> None:
-            same = isinstance(result, Tensor) and isinstance(args[0], Tensor)
-            same = same and result.shape == args[0].shape  # type: ignore[attr-defined]
-            shape = "x".join(map(str, result.shape[1:])) if isinstance(result, Tensor) else ""
-            calls.setdefault(name, []).append(shape if same else None)
-
-        return hook
-
-    hooks = [
-        model.get_submodule(name).register_forward_hook(watch(name))
-        for name in identity_blocks(model)
-    ]
-    try:
-        _try_side(model, input_shape)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    stages: dict[str, tuple[str, ...]] = {}
-    for name, shapes in calls.items():
-        if len(shapes) == 1 and shapes[0] is not None:
-            stages[shapes[0]] = (*stages.get(shapes[0], ()), name)
-    return stages
-
-
-@torch.no_grad()
-def _try_side(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Run zeros of this shape, or say which side the model refuses."""
-    was_training = model.training
-    model.eval()
-    try:
-        model(torch.zeros(1, *input_shape, device=device_of(model)))
-    except RuntimeError as error:
-        raise ValueError(
-            f"the model must accept inputs of shape {input_shape!r}: {error}; try other sides, or "
-            "dimensions without 'side' for a network that flattens before it pools"
-        ) from error
-    finally:
-        model.train(was_training)
-
-
-@dataclass(frozen=True)
-class ShrinkPoint:
-    """One choice along the three dimensions.
-
-    Attributes
-    ----------
-    depths
-        Blocks kept of each stage of :func:`droppable_blocks`, in its order.
-    width
-        Share in (0, 1] of each inner space's channels that is kept.
-    side
-        Height and width of the input in pixels.
-    """
-
-    depths: tuple[int, ...]
-    width: float
-    side: int
-
-
-def shrunk(
-    model: nn.Module,
-    point: ShrinkPoint,
-    images: np.ndarray,
-    *,
-    align: int = 16,
-    statistic: Statistic = "mean_abs",
-) -> nn.Module:
-    """Build the network of one point (ICCAD 2022, compound shrinking).
-
-    Of each stage the blocks go first whose loss changes the outputs least (mean square, each
-    dropped alone from the whole model). Of each inner space, one that nothing but one layer
-    writes and no addition ties, the least relevant channels go. Batch norms are estimated anew at
-    the point's side, unless the point is the model itself.
-
-    Parameters
-    ----------
-    model
-        Left as it is.
-    point
-        What is kept.
-    images
-        (N, side, side, 3) uint8 at the size the model was trained for: calibration.
-    align
-        Channels kept are a multiple of this, rounded up; a space's own number at most.
-    statistic
-        Relevance of channels, as in :class:`~hwgen.compress.relevance.RelevanceConfig`.
-
-    Returns
-    -------
-    torch.nn.Module
-        A copy in eval mode, for inputs of ``point.side``.
-
-    Raises
-    ------
-    ValueError
-        If the point or the images do not fit the model.
-    UnsupportedStructure
-        If the network cannot be followed.
-    """
-    shrinker = _Shrinker(model, images, align, statistic)
-    shrinker.check(point)
-    return shrinker.build(point)
-
-
-class _Shrinker:
-    """A model, and in which order its blocks and channels go."""
-
-    def __init__(
-        self, model: nn.Module, images: np.ndarray, align: int, statistic: Statistic
-    ) -> None:
-        if images.ndim != 4 or images.shape[1] != images.shape[2]:
-            raise ValueError(
-                f"images must be square, (N, side, side, C), not {images.shape!r}; try resize_all"
-            )
-        self.model = copy.deepcopy(model).eval()
-        self.images, self.align = images, align
-        self.side = images.shape[1]
-        shape = self.input_shape(self.side)
-        self.stages = {
-            stage: self._least_first(names)
-            for stage, names in droppable_blocks(self.model, shape).items()
-        }
-        structure = discover(self.model, shape)
-        scores = measure_relevance(self.model, structure, images, statistic)
-        # An addition ties the channels of at least two writers.
-        self.scores = {
-            space.producers[0]: scores[space.identifier]
-            for space in trimmable(structure, scores)
-            if len(space.producers) == 1
-        }
-
-    @property
-    def whole(self) -> ShrinkPoint:
-        """The model itself."""
-        return ShrinkPoint(tuple(map(len, self.stages.values())), 1.0, self.side)
-
-    def input_shape(self, side: int) -> tuple[int, int, int]:
-        return (self.images.shape[3], side, side)
-
-    def _least_first(self, names: Sequence[str]) -> list[str]:
-        """Sort blocks by how much the outputs change without each."""
-        before = predict(self.model, self.images)
-        change = {
-            name: float(np.square(predict(drop_blocks(self.model, [name]), self.images) - before)
-                        .mean())
-            for name in names
-        }  # fmt: skip
-        return sorted(names, key=change.__getitem__)
-
-    def check(self, point: ShrinkPoint) -> None:
-        """Refuse a point that does not fit the model."""
-        most = self.whole.depths
-        fits = len(point.depths) == len(most)
-        if not fits or any(not 0 <= d <= m for d, m in zip(point.depths, most, strict=True)):
-            raise ValueError(
-                f"depths must be one count for each of the stages {list(self.stages)!r}, at most "
-                f"{most!r}, not {point.depths!r}"
-            )
-        if not 0.0 < point.width <= 1.0:
-            raise ValueError(f"width must be in (0, 1], not {point.width!r}; try 0.5")
-        _try_side(self.model, self.input_shape(point.side))
-
-    def kept(self, width: float) -> dict[str, np.ndarray]:
-        """Return which channels each inner space keeps, by its writer's name."""
-        return {
-            name: keep_most(score, width * len(score), self.align, 1)
-            for name, score in self.scores.items()
-        }
-
-    def cut(self, point: ShrinkPoint) -> nn.Module:
-        """Return the point's network with the batch norms as they were: enough for its cost."""
-        gone: list[str] = []
-        for names, depth in zip(self.stages.values(), point.depths, strict=True):
-            gone += names[: len(names) - depth]
-        small = drop_blocks(self.model, gone)
-        if point.width == 1.0:
-            return small
-        structure = discover(small, self.input_shape(point.side))
-        kept = {
-            structure.space_of(name).identifier: indices
-            for name, indices in self.kept(point.width).items()
-            if name in structure.layers
-        }
-        return remove_channels(small, structure, kept)
-
-    def build(self, point: ShrinkPoint) -> nn.Module:
-        """Return the point's network, ready to run."""
-        if point == self.whole:
-            return copy.deepcopy(self.model)
-        images = self.images
-        if point.side != self.side:
-            images = resize_all(images, point.side)
-        return reestimate_bn(self.cut(point), images)
 
 
 @dataclass(frozen=True)
@@ -459,9 +222,10 @@ def shrink(
         If the network cannot be followed.
     """
     config = config or ShrinkConfig()
-    shrinker = _Shrinker(model, images, config.align, config.statistic)
-    digest = _digest(model, images, config, cost, fine_tune is not None)
-    with _study(storage, study_name, digest) as study:
+    shrinker = Shrinker(model, images, config.align, config.statistic)
+    named = getattr(cost, "__qualname__", type(cost))
+    identity = digest(model, images, replace(config, trials=1), named, fine_tune is not None)
+    with open_study(storage, study_name, identity) as study:
         search = _Search(shrinker, config, cost, study, evaluate, fine_tune, progress)
         search.recover()
         path = search.contribution() if config.strategy == "contribution" else ()
@@ -481,66 +245,6 @@ def shrink(
     )
 
 
-def _digest(
-    model: nn.Module, images: np.ndarray, config: ShrinkConfig, cost: Cost, fine_tuned: bool
-) -> str:
-    """Return what a study must match: weights, images, knobs but ``trials``, the cost's name."""
-    knobs = (replace(config, trials=1), getattr(cost, "__qualname__", type(cost)), fine_tuned)
-    digest = hashlib.sha256(repr(knobs).encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _study(storage: str | None, name: str, digest: str) -> Iterator[optuna.Study]:
-    """Open or make the study, refuse one of another search, and close its storage at the end."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend: optuna.storages.BaseStorage = optuna.storages.InMemoryStorage()
-    if storage is not None:
-        backend = _database(storage)
-    try:
-        study = optuna.create_study(
-            storage=backend, study_name=name, direction="maximize", load_if_exists=True
-        )
-        empty = not study.get_trials(deepcopy=False)  # asked first: a digest precedes all trials
-        held = study.user_attrs.get(_DIGEST)
-        if held is None and empty:
-            study.set_user_attr(_DIGEST, digest)
-        elif held != digest:
-            raise ValueError(
-                f"study {name!r} in {storage} must belong to this model, these images and this "
-                "config; try another study_name or another storage"
-            )
-        yield study
-    finally:
-        if isinstance(backend, optuna.storages.RDBStorage):
-            backend.remove_session()
-            backend.engine.dispose()
-
-
-def _database(storage: str) -> optuna.storages.RDBStorage:
-    """Open a storage; with SQLite, processes wait up to a minute for each other.
-
-    Optuna makes the tables that it finds missing, one by one; of processes that open a new storage
-    at once all but one fail at some table, and try again.
-    """
-    url = storage if "://" in storage else f"sqlite:///{Path(storage).resolve()}"
-    options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return optuna.storages.RDBStorage(url, engine_kwargs=options)
-        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            clash = any(word in str(error).lower() for word in ("already exists", "unique"))
-            if not clash or attempt == _OPENINGS:
-                raise
-            time.sleep(0.1 * attempt * random.random())
-
-
 Notches = tuple[int, ...]
 """Steps down along each knob of a space; all 0 is the whole model."""
 
@@ -548,7 +252,7 @@ Notches = tuple[int, ...]
 class _Space:
     """The finite set of points: knobs, and how far each goes."""
 
-    def __init__(self, shrinker: _Shrinker, config: ShrinkConfig) -> None:
+    def __init__(self, shrinker: Shrinker, config: ShrinkConfig) -> None:
         whole = shrinker.whole
         self.depth_step = config.depth_step
         self.depths = whole.depths
@@ -574,7 +278,7 @@ class _Space:
         return itertools.product(*(range(top + 1) for top in self.tops.values()))
 
 
-def _widths(shrinker: _Shrinker, config: ShrinkConfig) -> list[float]:
+def _widths(shrinker: Shrinker, config: ShrinkConfig) -> list[float]:
     """Return the widths allowed, without those that align makes equal to the one before."""
     widths, last = [1.0], {name: len(kept) for name, kept in shrinker.kept(1.0).items()}
     for step in range(1, math.floor((1.0 - config.width_min) / config.width_step + 1e-9) + 1):
@@ -586,7 +290,7 @@ def _widths(shrinker: _Shrinker, config: ShrinkConfig) -> list[float]:
     return widths
 
 
-def _sides(shrinker: _Shrinker, config: ShrinkConfig) -> list[int]:
+def _sides(shrinker: Shrinker, config: ShrinkConfig) -> list[int]:
     """Return the sides allowed, the images' own first, each tried on the model."""
     own = shrinker.side
     smaller = config.sides
@@ -596,7 +300,7 @@ def _sides(shrinker: _Shrinker, config: ShrinkConfig) -> list[int]:
         raise ValueError(f"sides must be in 1 .. {own}, the images' own side, not {smaller!r}")
     sides = sorted({own, *smaller}, reverse=True)
     for side in sides:
-        _try_side(shrinker.model, shrinker.input_shape(side))
+        try_side(shrinker.model, shrinker.input_shape(side))
     return sides
 
 
@@ -612,7 +316,7 @@ class _Search:
 
     def __init__(
         self,
-        shrinker: _Shrinker,
+        shrinker: Shrinker,
         config: ShrinkConfig,
         cost: Cost,
         study: optuna.Study,
@@ -666,7 +370,7 @@ class _Search:
     def recover(self) -> None:
         """Put the points that killed or failed processes left behind back into the queue."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _is_gone(trial.user_attrs.get("worker")):
+            if is_gone(trial.user_attrs.get("worker")):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         trials = self.study.get_trials(deepcopy=False)
         lost = [
@@ -690,7 +394,7 @@ class _Search:
             self.study.enqueue_trial(dict(zip(self.space.tops, wanted, strict=True)))
         trial = self.study.ask()
         try:
-            trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}:{_SESSION}")
+            trial.set_user_attr("worker", this_worker())
             self.study.sampler = self._sampler(trial.number)
             notches = tuple(
                 trial.suggest_int(name, 0, top) for name, top in self.space.tops.items()
@@ -817,21 +521,3 @@ class _Search:
                 "more trials, a smaller target_saving or strategy='contribution'"
             )
         return max(within, key=lambda notches: (within[notches], -known[notches].cost))
-
-
-def _is_gone(worker: str | None) -> bool:
-    """Say whether the process that a trial names was one of this machine and has ended."""
-    if worker is None or os.name != "posix":
-        return False  # signal 0 would end a process of another system
-    host, pid, session = worker.rsplit(":", 2)
-    if host != platform.node():
-        return False
-    if int(pid) == os.getpid():
-        return session != _SESSION
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # it runs, under another user
-    return False

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.files import replacing
+from hwgen.compress.identity import digest, tensors
 from hwgen.compress.knobs import check_choice
 
 MEAN = 0.5
@@ -364,20 +364,9 @@ def _identity(
     config: TrainConfig, model: nn.Module, teacher: nn.Module | None, samples: Samples
 ) -> dict[str, Any]:
     """Return what a checkpoint must agree in to go on from it."""
-    digest = hashlib.sha256()
-    for name, value in {} if teacher is None else _tensors(teacher).items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    for array in samples(0):
-        digest.update(repr((array.shape, array.dtype)).encode())
-        digest.update(np.ascontiguousarray(array).data)
-    start = {name: value.clone() for name, value in _tensors(model).items()}
-    return {"config": asdict(config), "data": digest.hexdigest(), "start": start}
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by name."""
-    held = (*model.named_parameters(), *model.named_buffers())
-    return {name: value.detach() for name, value in held}
+    start = {name: value.clone() for name, value in tensors(model).items()}
+    data = digest(*samples(0), *([] if teacher is None else [teacher]))
+    return {"config": asdict(config), "data": data, "start": start}
 
 
 def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any], model: nn.Module) -> None:

@@ -16,13 +16,8 @@ from torch import nn
 
 from hwgen.compress import discover, load_compressed, macs, predict, tap_steps
 from hwgen.compress.cropping import resize_all
-from hwgen.compress.shrinking import (
-    ShrinkConfig,
-    ShrinkPoint,
-    droppable_blocks,
-    shrink,
-    shrunk,
-)
+from hwgen.compress.shrinking import ShrinkConfig, shrink
+from hwgen.compress.shrunk import ShrinkPoint, droppable_blocks, shrunk
 from hwgen.compress.structure import drop_blocks, identity_blocks
 from hwgen.models import ResidualBlock, ResNet, lenet, resnet_cifar
 
