@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, measured, stage
+from benchmarks.compression.pipeline import Pipeline, Resize, measured, stage
 from hwgen import models
 from hwgen.boards import load_board
 from hwgen.compress import cost
@@ -124,33 +124,24 @@ class _Bench:
         """File of the row's network."""
         return self.cache / f"ablation-{self.method.replace(' ', '-')}-{self.seed}.pt"
 
-    def fine_tune(self, model: nn.Module, samples: Samples, side: int) -> nn.Module:
-        """Train a network that sees images of this side."""
-        teacher: nn.Module | None = self.base
-        if self.method == "without distillation" or self.method.endswith(CROPPING):
-            teacher = None  # which has seen no crops
-        elif side != self.side:
-            teacher = nn.Sequential(nn.Upsample(self.side, mode="bilinear"), self.base)
+    def fine_tune(self, model: nn.Module, samples: Samples | None = None) -> nn.Module:
+        """Train a network on the training images, or on samples of its own."""
+        images, labels = self.splits.train.images, self.splits.train.labels
+        alone = self.method == "without distillation" or samples is not None
         return train(
             model,
-            samples,
+            samples or (lambda _: (images, labels)),
             baselines.tuning(self.baseline.config, EPOCHS, self.seed),
-            teacher=teacher,
+            teacher=None if alone else self.base,
             checkpoint=self.path.with_suffix(".checkpoint"),
             progress=self.tick,
             name=f"{NETWORK}, {self.method}",
         )[0]
 
-    def seen(self, side: int) -> Samples:
-        """Return the training images at this side."""
-        images, labels = self.splits.train.images, self.splits.train.labels
-        small = images if side == self.side else resize_all(images, side)
-        return lambda _: (small, labels)
-
     def stepped(self) -> Built:
         """Apply the steps of the row's name."""
         model, kept = compressed(self.base, self.images, chosen_steps(self.method), self.whole)
-        model = self.fine_tune(model, self.seen(self.side), self.side)
+        model = self.fine_tune(model)
         return model, {"cost left after each step": kept}
 
     def shrunk(self) -> Built:
@@ -166,7 +157,8 @@ class _Bench:
         )
         side = found.point.side
         model, kept = compressed(found.model, resize_all(self.images, side), STEPS, self.whole)
-        model = self.fine_tune(model, self.seen(side), side)
+        tuned = self.fine_tune(nn.Sequential(Resize(self.side, side), model))
+        assert isinstance(tuned, nn.Sequential)
         return model, {
             "cost left after each step": kept,
             "point": asdict(found.point),
@@ -174,7 +166,10 @@ class _Bench:
         }
 
     def cropped(self) -> Built:
-        """Apply all steps to a network that sees crops; the predictor is counted."""
+        """Apply all steps to a network that sees crops; the predictor is counted.
+
+        There is no teacher, which would have to know crops.
+        """
         images, labels = self.splits.train.images, self.splits.train.labels
         boxes = predict_boxes(self.predictor, images, self.predictor.side)
 
@@ -186,7 +181,7 @@ class _Bench:
         left = TARGET - _steps()(self.predictor, (3, side, side)) / self.whole
         some = crops(0)[0][:1000]
         model, kept = compressed(reestimate_bn(self.base, some), some, STEPS, self.whole, left)
-        model = self.fine_tune(model, crops, CROP_SIDE)
+        model = self.fine_tune(model, crops)
         return model, {"cost left after each step": kept, "side": CROP_SIDE}
 
     @cached_property
@@ -237,7 +232,7 @@ class _Bench:
         model, held, test = self.finished(), self.splits.validation, self.splits.test
         graph, report = fine_tune_quantized(
             model,
-            self.seen(self.side),
+            lambda _: (self.splits.train.images, self.splits.train.labels),
             replace(
                 baselines.tuning(self.baseline.config, QUANTIZED_EPOCHS, self.seed),
                 learning_rate=2e-4,

@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.compression import rows
 from hwgen.arch.cascade import CascadeRule
+from hwgen.arch.crop import WEIGHT_ONE, resize_weights
 from hwgen.compress.cascade import cascade_logits, evaluate_cascade
 from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
 from hwgen.compress.structure import load_compressed
@@ -88,6 +89,22 @@ def _integers(network: Network, seen: np.ndarray) -> Graph:
     assert isinstance(network, nn.Module)
     inputs = normalise(seen)
     return quantize_model(network.cpu().eval(), inputs[:1], inputs)
+
+
+class Resize(nn.Module):
+    """What :func:`resize_all` does to pictures, but for its rounding.
+
+    Before a network in training, so that its teacher sees the pictures at their own size.
+    """
+
+    def __init__(self, own: int, side: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.from_numpy(resize_weights(own, side) / WEIGHT_ONE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Resize (N, C, own, own) to (N, C, side, side)."""
+        weights = self.weights.to(x)
+        return weights @ x @ weights.T
 
 
 def stage(

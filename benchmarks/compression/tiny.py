@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, measured, stage
+from benchmarks.compression.pipeline import Pipeline, Resize, measured, stage
 from hwgen import models
 from hwgen.compress import cost
 from hwgen.compress.cascade import (
@@ -260,7 +260,7 @@ class _Bench:
         def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((self.seed, epoch, 2))
             if self.predictor is None:
-                return resize_all(images, side), labels
+                return (images if side == SIDE else resize_all(images, side)), labels
             kind = rng.random(len(images))[:, None]
             boxes = np.where(kind < 0.4, found, self.boxes)
             boxes = np.where(kind < 0.75, boxes, np.array([0.0, 0.0, 1.0, 1.0]))
@@ -297,9 +297,15 @@ class _Bench:
         )
         side = found.point.side
         assert found.baseline_cost == whole
+        config, name = self.config(EPOCHS_SHRUNK, distill_weight=0.5), f"shrunk-{share}"
+        if self.predictor is None:
+            resize = Resize(SIDE, side)
+            student = nn.Sequential(resize, found.model)
+            model = self.tuned(name, student, self.crops(SIDE), config, self.longer())
+            assert isinstance(model, nn.Sequential)
+            return _Shrunk(model[1], side)
         larger = nn.Sequential(nn.Upsample(SIDE, mode="bilinear"), self.cropped)
-        config = self.config(EPOCHS_SHRUNK, distill_weight=0.5)
-        model = self.tuned(f"shrunk-{share}", found.model, self.crops(side), config, larger)
+        model = self.tuned(name, found.model, self.crops(side), config, larger)
         return _Shrunk(model, side)
 
     def by_crop(self) -> dict[str, float]:
