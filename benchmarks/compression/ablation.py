@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -158,12 +158,8 @@ class _Bench:
         side = found.point.side
         model, kept = compressed(found.model, resize_all(self.images, side), STEPS, self.whole)
         tuned = self.fine_tune(nn.Sequential(Resize(self.side, side), model))
-        assert isinstance(tuned, nn.Sequential)
-        return model, {
-            "cost left after each step": kept,
-            "point": asdict(found.point),
-            "side": side,
-        }
+        more = {"cost left after each step": kept, "point": asdict(found.point), "side": side}
+        return cast(nn.Sequential, tuned)[1], more
 
     def cropped(self) -> Built:
         """Apply all steps to a network that sees crops; the predictor is counted.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ from hwgen.compress.training import (
     Tick,
     TrainConfig,
     accuracy,
+    reestimate_bn,
     train,
 )
 from hwgen.datasets import Dataset
@@ -138,7 +139,8 @@ class _Bench:
 
     def path(self, name: str) -> Path:
         """Return the file of a trained network."""
-        return self.cache / f"tiny-{name}-{self.kind}-{self.seed}.pt".replace(" ", "-")
+        kind = WHOLE if name == "longer" else self.kind
+        return self.cache / f"tiny-{name}-{kind}-{self.seed}.pt".replace(" ", "-")
 
     def config(self, epochs: int, **changes: Any) -> TrainConfig:
         """Return the fine-tuning of the classifiers."""
@@ -297,16 +299,13 @@ class _Bench:
         )
         side = found.point.side
         assert found.baseline_cost == whole
-        config, name = self.config(EPOCHS_SHRUNK, distill_weight=0.5), f"shrunk-{share}"
-        if self.predictor is None:
-            resize = Resize(SIDE, side)
-            student = nn.Sequential(resize, found.model)
-            model = self.tuned(name, student, self.crops(SIDE), config, self.longer())
-            assert isinstance(model, nn.Sequential)
-            return _Shrunk(model[1], side)
-        larger = nn.Sequential(nn.Upsample(SIDE, mode="bilinear"), self.cropped)
-        model = self.tuned(name, found.model, self.crops(side), config, larger)
-        return _Shrunk(model, side)
+        # Enlarged again, small pictures would leave the teacher with half of its accuracy.
+        student = nn.Sequential(Resize(SIDE, side), found.model)
+        teacher = self.longer() if self.predictor is None else self.cropped
+        config = self.config(EPOCHS_SHRUNK, distill_weight=0.5)
+        tuned = self.tuned(f"shrunk-{share}", student, self.crops(SIDE), config, teacher)
+        # Crops come at their side at once when the machine makes them.
+        return _Shrunk(reestimate_bn(cast(nn.Sequential, tuned)[1], self.crops(side)(0)[0]), side)
 
     def by_crop(self) -> dict[str, float]:
         """Return the crop classifier's accuracy on held-out images, by what it is shown of them."""
