@@ -205,7 +205,8 @@ def _tiny(found: list[Row]) -> list[str]:
             f"""The full-frame classifier is {tiny.NETWORK} on whole frames of {tiny.SIDE} x
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
             the test images. "trained on" is the full-frame classifier after as many more epochs of
-            the same fine-tuning as the shrunk ones had; "lower kernels" goes on from it."""
+            the same fine-tuning as the shrunk ones had; it is the teacher of those that see
+            whole frames."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
         _rows(found, tiny.METHODS, _pair),

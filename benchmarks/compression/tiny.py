@@ -38,7 +38,6 @@ from hwgen.compress.cropping import (
     train_predictor,
 )
 from hwgen.compress.shrinking import ShrinkConfig, shrink
-from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.training import (
     Augment,
     Samples,
@@ -71,8 +70,8 @@ FIRST = 0.1
 """The cascade's first stage, likewise."""
 SMALL, BUDGET = 0.15, 0.5
 """On whole frames, the share of MACs of a cascade's first stage and the most that all may take."""
-LOWERED, EPOCHS_LOWERED = 0.5, 10
-"""Of the full-frame classifier's MACs, what lowering its slices leaves."""
+HALF = 0.5
+"""Likewise, what "by half" leaves."""
 WHOLE = "whole frames"
 METHODS = (
     "full frame, trained on",
@@ -80,8 +79,8 @@ METHODS = (
     "cropping + shrinking + cascade, true boxes",
     f"shrinking, {WHOLE}",
     f"shrinking + cascade, {WHOLE}",
-    f"lower kernels, {WHOLE}",
-    f"lower kernels + cascade, {WHOLE}",
+    f"shrinking by half, {WHOLE}",
+    f"shrinking by half + cascade, {WHOLE}",
 )
 
 
@@ -92,18 +91,17 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
     bench = _Bench(data, cache, seed, tick, kind)
     if method.startswith("full frame"):
         return bench.row(method, Pipeline([bench.longer()], [SIDE]), EPOCHS_SHRUNK)
-    if step.startswith("lower kernels"):
-        lowered, epochs = _Shrunk(bench.lowered(), SIDE), EPOCHS_SHRUNK + EPOCHS_LOWERED
-        if step == "lower kernels":
-            return bench.row(method, bench.cropping(lowered), epochs)
-        both = bench.cropping(bench.shrunk(SMALL), lowered)
-        return bench.row(method, both, epochs + EPOCHS_SHRUNK)
     if kind == WHOLE:
         small = bench.shrunk(SMALL)
         if step == "shrinking":
             return bench.row(method, bench.cropping(small), EPOCHS_SHRUNK)
-        pipeline = bench.cropping(small, _Shrunk(bench.base, SIDE), budget=BUDGET)
-        return bench.row(method, pipeline, EPOCHS_SHRUNK)
+        if step == "shrinking + cascade":
+            pipeline = bench.cropping(small, _Shrunk(bench.base, SIDE), budget=BUDGET)
+            return bench.row(method, pipeline, EPOCHS_SHRUNK)
+        half = bench.shrunk(HALF)
+        if step == "shrinking by half":
+            return bench.row(method, bench.cropping(half), EPOCHS_SHRUNK)
+        return bench.row(method, bench.cropping(small, half), 2 * EPOCHS_SHRUNK)
     if step == "cropping":
         pipeline = bench.cropping(_Shrunk(bench.cropped, SIDE))
         return bench.row(method, pipeline, EPOCHS_CROP, {"held out": bench.by_crop()})
@@ -176,24 +174,6 @@ class _Bench:
         return self.tuned(
             "longer", self.base, lambda _: (images, labels), self.config(EPOCHS_SHRUNK), self.base
         )
-
-    def lowered(self) -> nn.Module:
-        """Lower slices of the full-frame classifier, trained on, to a share of its MACs."""
-        longer, rounds = self.longer(), 2
-        images, labels = self.splits.train.images, self.splits.train.labels
-        count = iter(range(1, rounds + 1))
-
-        def fine_tune(model: nn.Module) -> nn.Module:
-            last = (number := next(count)) == rounds
-            epochs = EPOCHS_LOWERED - rounds + 1 if last else 1
-            config = self.config(epochs, distill_weight=0.7)
-            return self.tuned(
-                f"lowered-{number}", model, lambda _: (images, labels), config, longer
-            )
-
-        some = rows.calibration_images(self.splits, 1000, self.seed)
-        knobs = SliceConfig(keep=LOWERED, rounds=rounds)
-        return lower_slices(longer, some, knobs, cost=cost.macs, fine_tune=fine_tune)[0]
 
     def boxes_of(self, part: Dataset) -> np.ndarray:
         """Return boxes to learn from, of training or held-out images."""
