@@ -38,6 +38,27 @@ def test_the_compression_page_is_that_of_its_rows(
     assert written == _text("docs/results/compression.md")
 
 
+def test_the_readmes_compressed_networks_are_those_measured() -> None:
+    found = {
+        f"{row['network']}, {row['data']}: {row['method']}": row
+        for row in _results("compression")["rows"]
+        if row["table"] != "ablation"
+    }
+    table = re.findall(
+        r"^\| ([^|]+: [^|]+) \| ([\d.]+)% -> ([\d.]+)% \| ([\d,]+) -> ([\d,]+) \| ([\d.]+)x \|$",
+        _text("README.md"),
+        re.MULTILINE,
+    )
+    assert len(table) == 5
+    for name, before, after, cycles, left, ratio in table:
+        row = found[name]
+        assert f"{100 * row['baseline_accuracy']:.2f}" == before
+        assert f"{100 * row['accuracy']:.2f}" == after
+        assert f"{row['baseline_cycles']:,.0f}" == cycles
+        assert f"{row['cycles']:,.0f}" == left
+        assert f"{row['baseline_cycles'] / row['cycles']:.2f}" == ratio
+
+
 def test_the_readmes_table_is_the_benchmarks() -> None:
     """Cycles, milliseconds and share of MACs of each network at batch 1."""
     report = _results("accelerator")

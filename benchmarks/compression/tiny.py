@@ -81,6 +81,7 @@ METHODS = (
     f"shrinking + cascade, {WHOLE}",
     f"shrinking by half, {WHOLE}",
     f"shrinking by half + cascade, {WHOLE}",
+    f"shrinking by half + cascade at 80 % of it, {WHOLE}",
 )
 
 
@@ -101,7 +102,12 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
         half = bench.shrunk(HALF)
         if step == "shrinking by half":
             return bench.row(method, bench.cropping(half), EPOCHS_SHRUNK)
-        return bench.row(method, bench.cropping(small, half), 2 * EPOCHS_SHRUNK)
+        budget = None
+        if step.endswith("at 80 % of it"):
+            shapes = ((3, side, side) for side in (half.side, SIDE))
+            left, whole = map(cost.macs, (half.model, bench.base), shapes)
+            budget = 0.8 * left / whole
+        return bench.row(method, bench.cropping(small, half, budget=budget), 2 * EPOCHS_SHRUNK)
     if step == "cropping":
         pipeline = bench.cropping(_Shrunk(bench.cropped, SIDE))
         return bench.row(method, pipeline, EPOCHS_CROP, {"held out": bench.by_crop()})
