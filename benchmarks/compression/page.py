@@ -19,8 +19,8 @@ from hwgen.arch.files import replacing
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "compression.md"
 PLOTS = ROOT / "docs" / "images"
-COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a")
-MARKS = "os^Dv"
+COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a", "#b58900")
+MARKS = ("o", "s", "^", "D", "v", "P")
 
 
 def write_page() -> None:
@@ -185,7 +185,11 @@ def _tiny(found: list[Row]) -> list[str]:
         found,
         PLOTS / "compression-tiny.png",
         series=lambda row: row.method.partition(", ")[2] or row.method,
-        label=lambda row: row.method.partition(", ")[0].replace("cropping + shrinking", "+ shrink"),
+        label=lambda row: (
+            row.method.partition(", ")[0]
+            .replace("cropping + shrinking", "+ shrink")
+            .replace("shrinking by half", "by half")
+        ),
     )
     lines = [
         [
@@ -311,6 +315,27 @@ def _bars(found: list[Row], path: Path) -> None:
     _save(figure, path)
 
 
+def _label(axes: Any, points: list[tuple[float, float, str]]) -> None:
+    """Write beside each point, in the first of four places where nothing is written yet."""
+    taken: list[tuple[float, float]] = []  # in points of the page, from the axes' origin
+    low, high = axes.get_ylim()
+    spots = [(x / 115 * 460, (y - low) / (high - low) * 290) for x, y, _ in points]
+    for (x, y, text_), (left, up) in zip(points, spots, strict=True):
+        length = 4.4 * len(text_)
+        places = [(6, 5), (6, -11), (-6 - length, 5), (-6 - length, -11)]
+        for dx, dy in places:
+            here = [(left + dx + step, up + dy) for step in range(0, int(length) + 1, 4)]
+            near = [spot for spot in (*taken, *spots) if spot != (left, up)]
+            free = all(abs(a - c) > 5 or abs(b - d) > 9 for a, b in here for c, d in near)
+            if free:
+                break
+        else:
+            dx, dy = places[0]
+            here = []
+        taken += here
+        axes.annotate(text_, (x, y), (dx, dy), textcoords="offset points", fontsize=8)
+
+
 def _scatter(
     found: list[Row], path: Path, series: Callable[[Row], str], label: Callable[[Row], str]
 ) -> None:
@@ -327,15 +352,21 @@ def _scatter(
             s=55,
             label=name,
         )
-    for row in found:
-        spot = 100 * row.cycles / row.baseline_cycles, row.accuracy - row.baseline_accuracy
-        axes.annotate(
-            label(row), (spot[0], 100 * spot[1]), (6, 5), textcoords="offset points", fontsize=8
-        )
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xlabel("cycles left, % of the baseline's")
     axes.set_ylabel("accuracy less the baseline's, points")
     axes.set_xlim(0, 115)
     axes.margins(y=0.15)
+    _label(
+        axes,
+        [
+            (
+                100 * row.cycles / row.baseline_cycles,
+                100 * (row.accuracy - row.baseline_accuracy),
+                label(row),
+            )
+            for row in found
+        ],
+    )
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _save(figure, path)
