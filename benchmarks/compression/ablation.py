@@ -24,18 +24,21 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, Resize, measured, stage
+from benchmarks.compression.pipeline import (
+    Pipeline,
+    Resize,
+    cascaded,
+    measured,
+    resized,
+    stage,
+)
 from hwgen import models
-from hwgen.boards import load_board
-from hwgen.compress import cost
-from hwgen.compress.cascade import CascadeConfig, fit_cascade
 from hwgen.compress.cost import Cost
 from hwgen.compress.cropping import (
     PredictorConfig,
     crop_all,
     jitter_boxes,
     predict_boxes,
-    resize_all,
     train_predictor,
 )
 from hwgen.compress.kernel_reduction import KernelConfig, lower_kernels
@@ -116,7 +119,7 @@ class _Bench:
             self.baseline, self.splits, None, self.cache, self.seed, self.tick
         )
         self.side = self.splits.train.images.shape[1]
-        self.whole = _steps()(self.base, (3, self.side, self.side))
+        self.whole = rows.steps()(self.base, (3, self.side, self.side))
         self.images = rows.calibration_images(self.splits, 1000, self.seed)
 
     @property
@@ -150,13 +153,13 @@ class _Bench:
         found = shrink(
             self.base,
             self.images[:500],
-            lambda model, side: accuracy(model, resize_all(held.images, side), held.labels),
+            lambda model, side: accuracy(model, resized(held.images, side), held.labels),
             ShrinkConfig(target_saving=1 - math.sqrt(TARGET)),
-            cost=_steps(),
+            cost=rows.steps(),
             progress=self.tick,
         )
         side = found.point.side
-        model, kept = compressed(found.model, resize_all(self.images, side), STEPS, self.whole)
+        model, kept = compressed(found.model, resized(self.images, side), STEPS, self.whole)
         tuned = self.fine_tune(nn.Sequential(Resize(self.side, side), model))
         more = {"cost left after each step": kept, "point": asdict(found.point), "side": side}
         return cast(nn.Sequential, tuned)[1], more
@@ -174,7 +177,7 @@ class _Bench:
             return crop_all(images, jitter_boxes(boxes, 0.06, rng), CROP_SIDE), labels
 
         side = self.predictor.side
-        left = TARGET - _steps()(self.predictor, (3, side, side)) / self.whole
+        left = TARGET - rows.steps()(self.predictor, (3, side, side)) / self.whole
         some = crops(0)[0][:1000]
         model, kept = compressed(reestimate_bn(self.base, some), some, STEPS, self.whole, left)
         model = self.fine_tune(model, crops)
@@ -216,14 +219,8 @@ class _Bench:
     def cascade(self) -> Pipeline:
         """Return the cheapest cascade that is as accurate on held-out images as its last stage."""
         pipeline = Pipeline([self.finished(), self.base], [self.side, self.side])
-        held = self.splits.validation
-        logits = pipeline.logits(held.images)
-        goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
-        costs = [each[0] for each in pipeline.costs()[1]]
         # The compressed network is so much worse that fusing with it may cost more than it gives.
-        config = CascadeConfig(target_accuracy=goal, alphas=(0.5, 1.0, 2.0, 4.0, 16.0, 64.0))
-        rule, _ = fit_cascade(logits, held.labels, costs, config)
-        return replace(pipeline, rule=rule)
+        return cascaded(pipeline, self.splits.validation, alphas=(0.5, 1.0, 2.0, 4.0, 16.0, 64.0))
 
     def quantized(self) -> Built:
         """Return the network of "all methods", and its accuracy after training as integers."""
@@ -247,10 +244,6 @@ class _Bench:
         return model, {"int8_accuracy": right, "validation": report.accuracies}
 
 
-def _steps() -> Cost:
-    return cost.for_machine(load_board(rows.BOARD).config)
-
-
 def chosen_steps(method: str) -> tuple[str, ...]:
     """Return the methods that a row of the table uses."""
     if method.startswith("only "):
@@ -270,7 +263,7 @@ def compressed(
     All but the last take an equal ratio, or come as near to it as whole groups allow; the last
     takes what is left.
     """
-    shape, by = _shape(images), _steps()
+    shape, by = _shape(images), rows.steps()
     begin = by(model, shape) / whole
     kept: dict[str, float] = {}
     for done, step in enumerate(steps, 1):

@@ -19,7 +19,6 @@ from benchmarks.compression import baselines, rivals, rows
 from benchmarks.compression.data import load
 from benchmarks.compression.pipeline import Pipeline, measured, stage
 from hwgen.arch.cascade import CascadeRule
-from hwgen.boards import load_board
 from hwgen.compress import cost
 from hwgen.compress.shrinking import Dimension, ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
@@ -152,8 +151,7 @@ def _compressed(
     seed: int,
     tick: Tick | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    config = load_board(rows.BOARD).config
-    steps = cost.for_machine(config)
+    steps = rows.steps()
     shape = (3, 32, 32)
     images = rows.calibration_images(splits, 2000, seed)
     spent = 0

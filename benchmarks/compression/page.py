@@ -318,8 +318,10 @@ def _bars(found: list[Row], path: Path) -> None:
 def _label(axes: Any, points: list[tuple[float, float, str]]) -> None:
     """Write beside each point, in the first of four places where nothing is written yet."""
     taken: list[tuple[float, float]] = []  # in points of the page, from the axes' origin
-    low, high = axes.get_ylim()
-    spots = [(x / 115 * 460, (y - low) / (high - low) * 290) for x, y, _ in points]
+    (start, end), (low, high) = axes.get_xlim(), axes.get_ylim()
+    spots = [
+        ((x - start) / (end - start) * 460, (y - low) / (high - low) * 290) for x, y, _ in points
+    ]
     for (x, y, text_), (left, up) in zip(points, spots, strict=True):
         length = 4.4 * len(text_)
         places = [(6, 5), (6, -11), (-6 - length, 5), (-6 - length, -11)]

@@ -16,11 +16,16 @@ from torch import nn
 from benchmarks.compression import rows
 from hwgen.arch.cascade import CascadeRule
 from hwgen.arch.crop import WEIGHT_ONE, resize_weights
-from hwgen.compress.cascade import cascade_logits, evaluate_cascade
+from hwgen.compress.cascade import (
+    CascadeConfig,
+    cascade_logits,
+    evaluate_cascade,
+    fit_cascade,
+)
 from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import accuracy, normalise, save_atomically
-from hwgen.datasets import Splits
+from hwgen.datasets import Dataset, Splits
 from hwgen.ir import Graph, run_quantized
 from hwgen.quantize import quantize_model
 
@@ -58,8 +63,7 @@ class Pipeline:
     def seen(self, images: np.ndarray) -> list[np.ndarray]:
         """Return what each classifier sees of these frames."""
         if self.predictor is None:
-            own = images.shape[1]
-            return [images if side == own else resize_all(images, side) for side in self.sides]
+            return [resized(images, side) for side in self.sides]
         boxes = self.boxes(images)
         return [crop_all(images, boxes, side) for side in self.sides]
 
@@ -89,6 +93,32 @@ def _integers(network: Network, seen: np.ndarray) -> Graph:
     assert isinstance(network, nn.Module)
     inputs = normalise(seen)
     return quantize_model(network.cpu().eval(), inputs[:1], inputs)
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Resize (N, own, own, C) pictures, if that changes anything."""
+    return images if images.shape[1] == side else resize_all(images, side)
+
+
+def cascaded(
+    pipeline: Pipeline,
+    held: Dataset,
+    target_cost: float | None = None,
+    alphas: tuple[float, ...] = CascadeConfig.alphas,
+) -> Pipeline:
+    """Return the pipeline with a rule that is fitted on held-out images.
+
+    The goal is the last stage's accuracy at the fewest MACs, or the best accuracy at a mean cost.
+    """
+    logits, (head, each) = pipeline.logits(held.images), pipeline.costs()
+    goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
+    config = CascadeConfig(
+        target_accuracy=goal if target_cost is None else None,
+        target_cost=target_cost,
+        alphas=alphas,
+    )
+    rule, _ = fit_cascade(logits, held.labels, [costs[0] for costs in each], config, head[0])
+    return replace(pipeline, rule=rule)
 
 
 class Resize(nn.Module):

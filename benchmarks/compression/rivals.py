@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hwgen.compress.cost import Cost
-from hwgen.compress.relevance import measure_relevance, remove_channels, trimmable
+from hwgen.compress.relevance import Statistic, measure_relevance, remove_channels, trimmable
 from hwgen.compress.structure import Space, Structure, discover
 
 
@@ -104,23 +104,21 @@ def random_scores(seed: int) -> Score:
     return lambda model, structure, space: rng.random(space.channels)
 
 
-def apoz(images: np.ndarray) -> Score:
-    """Score channels by the share of activations above zero, 1 - APoZ (Hu et al., 2016)."""
+def relevance(
+    images: np.ndarray, statistic: Statistic = "mean_abs", normalise: bool = True
+) -> Score:
+    """Score channels as relevance trimming does (Ressi et al., AIxIA 2021)."""
 
     def score(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
-        scores = measure_relevance(model, structure, images, "fraction_active", False)
+        scores = measure_relevance(model, structure, images, statistic, normalise)
         return scores[space.identifier]
 
     return score
 
 
-def relevance(images: np.ndarray) -> Score:
-    """Score channels as relevance trimming does (Ressi et al., AIxIA 2021)."""
-
-    def score(model: nn.Module, structure: Structure, space: Space) -> np.ndarray:
-        return measure_relevance(model, structure, images)[space.identifier]
-
-    return score
+def apoz(images: np.ndarray) -> Score:
+    """Score channels by the share of activations above zero, 1 - APoZ (Hu et al., 2016)."""
+    return relevance(images, "fraction_active", normalise=False)
 
 
 def trim_by(

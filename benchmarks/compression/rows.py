@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import nn
 
 from hwgen.arch.files import write_json
+from hwgen.boards import load_board
 from hwgen.compress import cost
 from hwgen.datasets import Splits
 
@@ -80,6 +81,11 @@ def write(row: Row) -> None:
 def device_name() -> str:
     """Name what trains here: the benchmark runs on the CPU."""
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread)"
+
+
+def steps() -> cost.Cost:
+    """Return the steps of the board's machine as a cost."""
+    return cost.for_machine(load_board(BOARD).config)
 
 
 def costs(model: nn.Module, side: int) -> tuple[float, float, float]:

@@ -20,11 +20,8 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, Resize, measured, stage
-from hwgen.boards import load_board
-from hwgen.compress import cost
+from benchmarks.compression.pipeline import Pipeline, Resize, measured, resized, stage
 from hwgen.compress.budget import tightest
-from hwgen.compress.cropping import resize_all
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import FineTune
 from hwgen.compress.slice_reduction import SliceConfig, UnreachableCost, lower_slices
@@ -79,7 +76,7 @@ def run(
     def tuner(level: float, side: int) -> FineTune:
         count = iter(range(1, ROUNDS + 1))
         teacher, resize = _teacher(base, own, side, held)
-        seen = splits.train.images if resize is not None else _resized(splits.train.images, side)
+        seen = splits.train.images if resize is not None else resized(splits.train.images, side)
 
         def fine_tune(model: nn.Module) -> nn.Module:
             number = next(count)
@@ -109,14 +106,14 @@ def run(
         def validate(model: nn.Module) -> float:
             level, _ = tried[-1]
             if model is not base:
-                seen = _resized(held.images, side_at(level))
+                seen = resized(held.images, side_at(level))
                 tried[-1] = (level, accuracy(model, seen, held.labels))
             return tried[-1][1]
 
         def trial(level: float) -> nn.Module:
             tried.append((level, 0.0))
             side = side_at(level)
-            task = _Task(base, _resized(images, side), own, side, level, tuner(level, side))
+            task = _Task(base, resized(images, side), own, side, level, tuner(level, side))
             try:
                 return make(task)
             except UnreachableCost:
@@ -151,15 +148,10 @@ def _teacher(
     if side == own:
         return base, None
     enlarged = nn.Sequential(nn.Upsample(own, mode="bilinear"), base).eval()
-    able = accuracy(enlarged, _resized(held.images, side), held.labels)
+    able = accuracy(enlarged, resized(held.images, side), held.labels)
     if able >= accuracy(base, held.images, held.labels) - 0.005:
         return enlarged, None
     return base, Resize(own, side)
-
-
-def _resized(images: np.ndarray, side: int) -> np.ndarray:
-    """Resize images, if that changes anything."""
-    return images if images.shape[1] == side else resize_all(images, side)
 
 
 @dataclass(frozen=True)
@@ -181,7 +173,9 @@ class _Task:
 def _lowered(task: _Task) -> nn.Module:
     """Lower slices until ``level`` of the machine's steps are left."""
     knobs = SliceConfig(keep=task.level, rounds=ROUNDS)
-    return lower_slices(task.base, task.images, knobs, cost=_steps(), fine_tune=task.fine_tune)[0]
+    return lower_slices(task.base, task.images, knobs, cost=rows.steps(), fine_tune=task.fine_tune)[
+        0
+    ]
 
 
 def _approximated(task: _Task) -> nn.Module:
@@ -203,7 +197,7 @@ def _all(task: _Task) -> nn.Module:
     A round goes to the resolution, if it shrinks, one to the maps, the others to the slices. Maps
     go in groups of 16, at most a quarter of them: saved MACs are saved cycles.
     """
-    model, rounds, steps = task.base, ROUNDS - 1, _steps()
+    model, rounds, steps = task.base, ROUNDS - 1, rows.steps()
     if task.side != task.own:
         model, rounds = task.fine_tune(model), rounds - 1
     knobs = ApproximationConfig(fraction=0.25, importance="effect", align=16)
@@ -211,14 +205,8 @@ def _all(task: _Task) -> nn.Module:
     shapes = ((3, side, side) for side in (task.own, task.side))
     before, now = (steps(*pair) for pair in zip((task.base, model), shapes, strict=True))
     left = min(task.level * before / now, 1.0)
-    knobs_of_slices = SliceConfig(keep=left, rounds=rounds)
-    return lower_slices(model, task.images, knobs_of_slices, cost=steps, fine_tune=task.fine_tune)[
-        0
-    ]
-
-
-def _steps() -> cost.Cost:
-    return cost.for_machine(load_board(rows.BOARD).config)
+    slices, tune = SliceConfig(keep=left, rounds=rounds), task.fine_tune
+    return lower_slices(model, task.images, slices, cost=steps, fine_tune=tune)[0]
 
 
 MAKERS: dict[str, Callable[[_Task], nn.Module]] = {

@@ -20,13 +20,9 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, Resize, measured, stage
+from benchmarks.compression.pipeline import Pipeline, Resize, cascaded, measured, resized, stage
 from hwgen import models
 from hwgen.compress import cost
-from hwgen.compress.cascade import (
-    CascadeConfig,
-    fit_cascade,
-)
 from hwgen.compress.cropping import (
     PredictorConfig,
     crop_all,
@@ -248,7 +244,7 @@ class _Bench:
         def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((self.seed, epoch, 2))
             if self.predictor is None:
-                return (images if side == SIDE else resize_all(images, side)), labels
+                return resized(images, side), labels
             kind = rng.random(len(images))[:, None]
             boxes = np.where(kind < 0.4, found, self.boxes)
             boxes = np.where(kind < 0.75, boxes, np.array([0.0, 0.0, 1.0, 1.0]))
@@ -324,15 +320,10 @@ class _Bench:
         )
         if len(classifiers) == 1:
             return pipeline
-        held = self.splits.validation
-        logits = pipeline.logits(held.images)
-        goal = float((logits[-1].argmax(axis=1) == held.labels).mean())
-        head, each = pipeline.costs()
-        config = CascadeConfig(target_accuracy=goal)
-        if budget is not None:
-            config = CascadeConfig(target_cost=budget * cost.macs(self.base, (3, SIDE, SIDE)))
-        rule, _ = fit_cascade(logits, held.labels, [costs[0] for costs in each], config, head[0])
-        return replace(pipeline, rule=rule)
+        whole = cost.macs(self.base, (3, SIDE, SIDE))
+        return cascaded(
+            pipeline, self.splits.validation, None if budget is None else budget * whole
+        )
 
 
 def _boxes(part: Dataset) -> np.ndarray:

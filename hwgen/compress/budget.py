@@ -240,19 +240,22 @@ class _Loop:
                 if self.fine_tune is not None:
                     trial = self.fine_tune(trial)
                 accuracy = self.validate(trial)
-                saves = self.cost(trial, self.input_shape) < self.report.cost
-                if accuracy >= self.report.floor and saves:
-                    self._accept(key, units, trial, accuracy)
-                    return True
+                if accuracy >= self.report.floor:
+                    cost = self.cost(trial, self.input_shape)
+                    if cost < self.report.cost:
+                        self._accept(key, units, trial, accuracy, cost)
+                        return True
             units //= 2
         del self.scores[key]
         self.report.rejected.append(key)
         return True
 
-    def _accept(self, key: tuple[str, str], units: int, trial: nn.Module, accuracy: float) -> None:
+    def _accept(
+        self, key: tuple[str, str], units: int, trial: nn.Module, accuracy: float, cost: float
+    ) -> None:
         self.model = trial
         self.report.accuracy = accuracy
-        self.report.cost = self.cost(trial, self.input_shape)
+        self.report.cost = cost
         self.report.steps.append(Step(*key, units, accuracy, self.report.cost))
         left = set(self._candidates())
         self.scores = {key: score for key, score in self.scores.items() if key in left}
