@@ -43,7 +43,7 @@ class CascadePrediction:
     logits
         float64 (classes,): the logits of all stages that were run, weighted and added.
     box, crop
-        As in `host.Prediction`; None without a predictor.
+        As in `host.Prediction`; None where no predictor was run.
     predictor_run, stage_runs
         Counters and times of each run.
     seconds
@@ -169,18 +169,20 @@ class CascadeClassifier:
         started: float,
     ) -> list[CascadePrediction]:
         waiting = []
-        seers = self._stages if self.bundle.predictor is None else self._accelerators[:1]
+        cropped, glances = self.bundle.predictor is not None, self.bundle.glances
+        seers = (*self._accelerators[:1], *self._stages[:glances]) if cropped else self._stages
         for frame in frames:
             picture = placed(frame, self.resizer, copy, seers, self._fall_back)
             waiting.append(_Frame(picture, (0, 0, picture.shape[0], picture.shape[1])))
         if not waiting:
             raise ValueError("frames must hold at least one frame, not none")
-        if self.bundle.predictor is not None:
-            for each in waiting:
-                self._cut(each, self._accelerators[0])
         rule = self.bundle.rule
         found: dict[int, CascadePrediction] = {}
         for stage, accelerator in enumerate(self._stages):
+            if cropped and stage == glances:
+                for index, each in enumerate(waiting):
+                    if index not in found:
+                        self._cut(each, self._accelerators[0])
             for index, each in enumerate(waiting):
                 if index in found:
                     continue

@@ -23,7 +23,8 @@ from hwgen.arch.bundle import FILES, Bundle, BundleError
 from hwgen.arch.cascade import CascadeRule
 from hwgen.arch.files import replacing
 
-CASCADE_FORMAT_VERSION = 1
+CASCADE_FORMAT_VERSION = 2
+_READABLE = (1, CASCADE_FORMAT_VERSION)  # 1 has no glances
 _MANIFEST = "cascade.json"
 _PREDICTOR = "predictor"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same cascade is the same file
@@ -45,6 +46,9 @@ class CascadeBundle:
     predictor
         Square uint8 picture to a box xmin, ymin, xmax, ymax: the stages then see its crop of the
         frame, by `hwgen.arch.crop`. Without one they see the whole frame.
+    glances
+        How many of the first stages see the whole frame all the same (Wang et al., Glance and
+        Focus, NeurIPS 2020): the predictor is run behind them, only for frames that go on.
 
     Raises
     ------
@@ -56,6 +60,7 @@ class CascadeBundle:
     rule: CascadeRule
     stages: tuple[Bundle, ...]
     predictor: Bundle | None = None
+    glances: int = 0
 
     def __post_init__(self) -> None:
         """Check that the members fit the rule and each other."""
@@ -84,6 +89,7 @@ class CascadeBundle:
                 "the predictor must give 4 numbers (xmin, ymin, xmax, ymax), not "
                 f"{self.predictor.outputs[0].shape[0]}"
             )
+        check_glances(self.glances, len(self.stages), self.predictor is not None)
 
     @staticmethod
     def _check_same(what: str, values: dict[str, Any]) -> None:
@@ -93,7 +99,7 @@ class CascadeBundle:
 
     @property
     def members(self) -> dict[str, Bundle]:
-        """Every network by its role, in the order they run: predictor, stage1, stage2, ..."""
+        """Every network by its role: predictor, if there is one, stage1, stage2, ..."""
         stages = {f"stage{number}": bundle for number, bundle in enumerate(self.stages, 1)}
         return stages if self.predictor is None else {_PREDICTOR: self.predictor, **stages}
 
@@ -136,6 +142,7 @@ class CascadeBundle:
             "name": self.name,
             "rule": self.rule.to_dict(),
             "members": list(self.members),
+            "glances": self.glances,
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
         }
         manifest = json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1) + "\n"
@@ -170,7 +177,7 @@ class CascadeBundle:
             raise BundleError(
                 f"{path} is damaged: the checksum of {_MANIFEST} does not match; copy it again"
             )
-        if manifest["format_version"] != CASCADE_FORMAT_VERSION:
+        if manifest["format_version"] not in _READABLE:
             raise BundleError(
                 f"{path} has format version {manifest['format_version']}, this is version "
                 f"{CASCADE_FORMAT_VERSION}; export the cascade again"
@@ -192,9 +199,18 @@ class CascadeBundle:
         predictor = bundles.pop(_PREDICTOR, None)
         try:
             rule = CascadeRule.from_dict(manifest["rule"])
-            return cls(manifest["name"], rule, tuple(bundles.values()), predictor)
+            stages, glances = tuple(bundles.values()), manifest.get("glances", 0)
+            return cls(manifest["name"], rule, stages, predictor, glances)
         except ValueError as error:
             raise BundleError(f"{path} does not fit together: {error}") from error
+
+
+def check_glances(glances: int, stages: int, predictor: bool) -> None:
+    """Insist on a number of stages that see the whole frame which leaves one to see the crop."""
+    most = stages - 1 if predictor else 0
+    if isinstance(glances, bool) or not isinstance(glances, int) or not 0 <= glances <= most:
+        why = f"of {stages} stages the last must see the crop" if predictor else "without predictor"
+        raise ValueError(f"glances must be an integer from 0 to {most} ({why}), not {glances!r}")
 
 
 def _check_member(role: str, bundle: Bundle) -> None:

@@ -2,9 +2,10 @@
 """Compression: dynamic inference, a cascade of networks of growing cost.
 
 EdgeCompress (TCAD 2023): a small network sees every image, a larger one only those that the small
-one is not sure of, on the same crop or frame. The rule itself is :mod:`hwgen.arch.cascade`, the
-host's own; here its thresholds and weights are chosen on held-out training data, for a target
-accuracy or a target cost.
+one is not sure of, on the same crop or frame; or the first ones glance at the whole frame, and the
+foreground predictor crops what goes on (Wang et al., Glance and Focus, NeurIPS 2020). The rule
+itself is :mod:`hwgen.arch.cascade`, the host's own; here its thresholds and weights are chosen on
+held-out training data, for a target accuracy or a target cost.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hwgen.arch.cascade import (
     confidence_of,
     run_rule,
 )
-from hwgen.arch.cascade_bundle import CascadeBundle
+from hwgen.arch.cascade_bundle import CascadeBundle, check_glances
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.compress.cost import Cost
 from hwgen.compress.cropping import resize_all
@@ -104,8 +105,8 @@ class CascadeReport:
     accuracy
         Share of images that are right.
     cost
-        Expected cost of an image, the mean over them: the predictor once, and every stage that
-        was run.
+        Expected cost of an image, the mean over them: every stage that was run, and the predictor
+        once, if it was.
     worst_cost
         Cost of an image that runs every stage the rule can reach.
     shares
@@ -198,6 +199,7 @@ def evaluate_cascade(
     labels: np.ndarray,
     costs: Sequence[float],
     predictor_cost: float = 0.0,
+    glances: int = 0,
 ) -> CascadeReport:
     """Measure a rule on images, such as the test set that its choice never saw.
 
@@ -212,22 +214,26 @@ def evaluate_cascade(
     costs
         Of one run of each stage, in any unit.
     predictor_cost
-        Of one run of the foreground predictor, which every image pays; 0 without one.
+        Of one run of the foreground predictor; 0 without one.
+    glances
+        How many of the first stages see the whole frame: only images that go on behind them pay
+        for the predictor.
 
     Raises
     ------
     ValueError
         If there are no images, or the lengths do not agree.
     """
-    labels = _check(stage_logits, labels, costs, predictor_cost)
+    labels = _check(stage_logits, labels, costs, predictor_cost, glances)
+    each, always = _charged(costs, predictor_cost, glances)
     outcome = run_rule(rule, stage_logits)
     count = len(labels)
     last = np.bincount(outcome.stages - 1, minlength=rule.stages)
     reached = np.cumsum(last[::-1])[::-1]
     return CascadeReport(
         accuracy=int((outcome.labels == labels).sum()) / count,
-        cost=float(_mean_cost(reached[:, None], costs, predictor_cost, count)[0]),
-        worst_cost=float(predictor_cost + sum(costs[: rule.reachable])),
+        cost=float(_mean_cost(reached[:, None], each, always, count)[0]),
+        worst_cost=float(always + sum(each[: rule.reachable])),
         shares=tuple(int(n) / count for n in last),
         stage_accuracies=tuple(
             int((np.argmax(logits, axis=1) == labels).sum()) / count for logits in stage_logits
@@ -236,6 +242,20 @@ def evaluate_cascade(
         predictor_cost=float(predictor_cost),
         images=count,
     )
+
+
+def _charged(
+    costs: Sequence[float], predictor_cost: float, glances: int
+) -> tuple[tuple[float, ...], float]:
+    """Return each stage's cost, with a predictor's that is run just before it, and every image's.
+
+    A predictor behind glances is part of the stage that first sees its crop.
+    """
+    if not glances:
+        return tuple(costs), predictor_cost
+    each = list(costs)
+    each[glances] += predictor_cost
+    return tuple(each), 0.0
 
 
 def _mean_cost(
@@ -253,6 +273,7 @@ def _check(
     labels: np.ndarray,
     costs: Sequence[float],
     predictor_cost: float,
+    glances: int,
 ) -> np.ndarray:
     """Insist that everything is there for the same stages and images; return the labels."""
     labels = np.asarray(labels)
@@ -274,6 +295,7 @@ def _check(
         raise ValueError(f"costs must be {stages} numbers above 0, not {costs!r}")
     if not 0.0 <= predictor_cost < np.inf:
         raise ValueError(f"predictor_cost must be 0 or more, not {predictor_cost!r}")
+    check_glances(glances, stages, predictor_cost > 0)
     return labels
 
 
@@ -283,6 +305,7 @@ def fit_cascade(
     costs: Sequence[float],
     config: CascadeConfig,
     predictor_cost: float = 0.0,
+    glances: int = 0,
     *,
     progress: Tick | None = None,
 ) -> tuple[CascadeRule, CascadeReport]:
@@ -300,7 +323,7 @@ def fit_cascade(
     stage_logits
         For each stage (N, classes), on held-out training data: images that no stage was trained
         on, and not the test set.
-    labels, costs, predictor_cost
+    labels, costs, predictor_cost, glances
         As in :func:`evaluate_cascade`; costs in the unit of ``target_cost``.
     config
         The target and the knobs.
@@ -318,7 +341,8 @@ def fit_cascade(
     ValueError
         If no rule that was found meets the target; the message says what is within reach.
     """
-    labels = _check(stage_logits, labels, costs, predictor_cost)
+    labels = _check(stage_logits, labels, costs, predictor_cost, glances)
+    each, always = _charged(costs, predictor_cost, glances)
     later = len(stage_logits) - 1
     combinations: list[tuple[float, ...]]
     if config.shared_alpha:
@@ -328,7 +352,7 @@ def fit_cascade(
     best: _Point | None = None
     rule = None
     for done, alphas in enumerate(combinations, 1):
-        search = _Search(stage_logits, labels, costs, predictor_cost, alphas, config)
+        search = _Search(stage_logits, labels, each, always, alphas, config)
         point = search.best()
         if best is None or point.key > best.key:
             best, rule = point, search.rule(point.cuts)
@@ -342,11 +366,12 @@ def fit_cascade(
             f"{best.cost!r}; try a lower target, other alphas or a better last stage"
         )
     if not best.feasible:
+        head = " with the predictor" if always else ""
         raise ValueError(
             f"target_cost must be within reach, not {config.target_cost!r}: the first stage costs "
-            f"{best.cost!r} with the predictor; try a higher target or a smaller first stage"
+            f"{best.cost!r}{head}; try a higher target or a smaller first stage"
         )
-    return rule, evaluate_cascade(rule, stage_logits, labels, costs, predictor_cost)
+    return rule, evaluate_cascade(rule, stage_logits, labels, costs, predictor_cost, glances)
 
 
 @dataclass(frozen=True)
@@ -520,6 +545,7 @@ def compile_cascade(
     *,
     config: AcceleratorConfig | None = None,
     predictor: nn.Module | Graph | None = None,
+    glances: int = 0,
     name: str = "cascade",
     labels: Sequence[str] | None = None,
     **quantization: Any,
@@ -543,6 +569,8 @@ def compile_cascade(
         As in :func:`hwgen.compile`.
     predictor
         Foreground predictor; without it stages see the whole frame.
+    glances
+        How many of the first stages see the whole frame all the same, before the predictor is run.
     name, labels
         Of the bundle, and of the classes.
     quantization
@@ -595,4 +623,5 @@ def compile_cascade(
             row = max(row, bundle.placement.synapse_row + bundle.placement.synapse_rows)
             entry = max(entry, bundle.placement.tap_entry + bundle.placement.tap_entries)
     stages = tuple(bundles if predictor is None else bundles[1:])
-    return CascadeBundle(name, rule, stages, None if predictor is None else bundles[0])
+    head = None if predictor is None else bundles[0]
+    return CascadeBundle(name, rule, stages, head, glances)

@@ -31,7 +31,7 @@ from hwgen.compress.training import (
     train,
 )
 
-BOX_LOSSES = ("smooth_l1", "mse", "weighted_mse")
+BOX_LOSSES = ("smooth_l1", "mse", "weighted_mse", "giou")
 
 _POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -45,8 +45,8 @@ class PredictorConfig:
     side
         Height and width that the frame is resized to for the predictor.
     train
-        Its training; ``loss`` is "smooth_l1", "mse" or "weighted_mse". What ``augment`` moves, it
-        moves with the boxes, in pixels of the small frame.
+        Its training; ``loss`` is "smooth_l1", "mse", "weighted_mse" or "giou". What ``augment``
+        moves, it moves with the boxes, in pixels of the small frame.
     """
 
     side: int = 32

@@ -34,7 +34,7 @@ MASK = "weight_mask"
 """Buffer beside a weight: 0 where a reduced kernel holds its exact zeros."""
 
 Optimizer = Literal["adamw", "sgd"]
-Loss = Literal["cross_entropy", "smooth_l1", "mse", "weighted_mse"]
+Loss = Literal["cross_entropy", "smooth_l1", "mse", "weighted_mse", "giou"]
 Precision = Literal["float32", "bfloat16"]
 
 Samples = Callable[[int], tuple[np.ndarray, np.ndarray]]
@@ -169,9 +169,11 @@ class TrainConfig:
     distill_weight, distill_temperature
         Share of the distillation loss (Hinton et al., 2015) when a teacher is given.
     loss
-        "cross_entropy"; or, for boxes (xmin, ymin, xmax, ymax), "smooth_l1", "mse" or
+        "cross_entropy"; or, for boxes (xmin, ymin, xmax, ymax), "smooth_l1", "mse",
         "weighted_mse", in which the square of an edge's error counts :data:`CUT_WEIGHT` times where
-        the edge lies inside of the true box: what is cut off is lost, what is too much only costs.
+        the edge lies inside of the true box: what is cut off is lost, what is too much only costs,
+        or "giou", which minds the intersection over union that predictors are judged by (Carion et
+        al., ECCV 2020, section 3.1).
     augment
         What is done to the images on their way in.
     precision
@@ -451,14 +453,31 @@ def _loss(config: TrainConfig, y: Tensor, target: Tensor) -> Tensor:
     """Return the loss that the config names."""
     if config.loss == "cross_entropy":
         return functional.cross_entropy(y, target, label_smoothing=config.label_smoothing)
-    if config.loss == "smooth_l1":
-        # Boxes are fractions of the frame: beyond a twentieth of it an error counts linearly.
-        return functional.smooth_l1_loss(y, target, beta=0.05)
     if config.loss == "mse":
         return functional.mse_loss(y, target)
+    if config.loss in ("smooth_l1", "giou"):
+        # Boxes are fractions of the frame: beyond a twentieth of it an error counts linearly.
+        edges = functional.smooth_l1_loss(y, target, beta=0.05)
+        return edges if config.loss == "smooth_l1" else 4 * edges + _giou_loss(y, target)
     outwards = y.new_tensor([-1.0, -1.0, 1.0, 1.0])
     weight = torch.where((y - target) * outwards < 0, CUT_WEIGHT, 1.0)
     return (weight * (y - target).square()).mean()
+
+
+def _giou_loss(y: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of 1 - GIoU of (N, 4) boxes (Rezatofighi et al., CVPR 2019, algorithm 2).
+
+    Where boxes do not meet, what their common hull has beside them still says which way to go;
+    from an empty box nothing does, so that it cannot be the whole of a loss. Swapped edges of ``y``
+    are put in order.
+    """
+    low, high = torch.minimum(y[:, :2], y[:, 2:]), torch.maximum(y[:, :2], y[:, 2:])
+    least, most = target[:, :2], target[:, 2:]
+    shared = (torch.minimum(high, most) - torch.maximum(low, least)).clamp(min=0).prod(1)
+    union = (high - low).prod(1) + (most - least).prod(1) - shared
+    hull = (torch.maximum(high, most) - torch.minimum(low, least)).prod(1)
+    empty = torch.finfo(y.dtype).eps
+    return (1 - shared / union.clamp(min=empty) + 1 - union / hull.clamp(min=empty)).mean()
 
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:

@@ -145,6 +145,32 @@ def test_stages_see_the_crop(device, weights, boxes, frames) -> None:
         assert one.cycles == 116 + sum(100 + side * side for side in SIDES[: one.stages])
 
 
+def test_frames_that_a_glance_is_enough_for_are_not_cropped(device, weights, boxes, frames) -> None:
+    cascade = bundle_of(weights, CascadeRule((NEVER,)), boxes)
+    cascade = dataclasses.replace(halving(cascade, weights, frames), glances=1)
+    glanced = reference_logits(cascade, weights, frames)[0]
+    crops, corners = [], []
+    for frame in frames:
+        box = ordered_box(answer(boxes, cascade.predictor, resize(frame, 4)))
+        y0, x0, side = square_crop(box, *frame.shape[:2])
+        corners.append((y0, x0, side))
+        crops.append(frame[y0 : y0 + side, x0 : x0 + side])
+    focused = reference_logits(cascade, weights, crops)[1]
+    wanted = run_rule(cascade.rule, [glanced, focused])
+    on = int((wanted.stages == 2).sum())
+    assert 0 < on < len(frames)
+    with host.CascadeClassifier(cascade, device) as classifier:
+        found = classifier.run_batch(frames)
+        equal(found, wanted)
+        assert device.starts == 3 + len(frames) + 2 * on
+        equal([classifier.run(frame) for frame in frames], wanted)
+    for one, corner in zip(found, corners, strict=True):
+        if one.stages == 1:
+            assert one.crop is one.box is one.predictor_run is None and one.cycles == 100 + 9
+        else:
+            assert one.crop == corner and one.cycles == 109 + 116 + 116
+
+
 def test_what_was_saved_runs(device, weights, boxes, frames, tmp_path) -> None:
     cascade = bundle_of(weights, CascadeRule((0.5, 0.25)), boxes, labels=None)
     loaded = CascadeBundle.load(cascade.save(tmp_path / "pets.cascade"))

@@ -143,8 +143,9 @@ def test_round_trip(cascade, tmp_path) -> None:
     before = file.read_bytes()
     cascade.save(file)
     assert file.read_bytes() == before and [p.name for p in file.parent.iterdir()] == [file.name]
-    whole = dataclasses.replace(cascade, predictor=None)
-    assert CascadeBundle.load(whole.save(file)) == whole
+    for other in ({"predictor": None}, {"glances": 1}):
+        changed = dataclasses.replace(cascade, **other)
+        assert CascadeBundle.load(changed.save(file)) == changed != cascade
     assert list(cascade.members) == ["predictor", "stage1", "stage2"]
     assert cascade.labels == ("cat", "dog", "owl") and (cascade.classes, cascade.channels) == (3, 3)
 
@@ -217,7 +218,7 @@ def test_other_archives_are_refused(cascade, tmp_path) -> None:
     other = b'{"manifest_sha256": "0"}'
     refused("checksum of cascade.json", lambda c: c.update({"cascade.json": other}))
     refused("damaged .cascade.json: ", lambda c: c.update({"cascade.json": b"{}"}))
-    refused("format version 99, this is version 1", manifest(format_version=99))
+    refused("format version 99, this is version 2", manifest(format_version=99))
     refused("does not fit together: thresholds", manifest(rule={
         "thresholds": [9], "alphas": [1], "confidence": "margin"}))  # fmt: skip
     refused("does not fit together: stages must be the 2", manifest(members=["stage1"]))
@@ -228,11 +229,32 @@ def test_other_archives_are_refused(cascade, tmp_path) -> None:
         CascadeBundle.load(tmp_path / "photo.png")
 
 
+def test_a_cascade_of_before_there_were_glances_loads(cascade, tmp_path) -> None:
+    def older(contents) -> None:
+        body = json.loads(contents["cascade.json"])
+        del body["manifest_sha256"], body["glances"]
+        body["format_version"] = 1
+        body["manifest_sha256"] = _digest(body)
+        contents["cascade.json"] = json.dumps(body).encode()
+
+    file = cascade.save(tmp_path / "pets.cascade")
+    rewritten(file, older)
+    assert CascadeBundle.load(file) == cascade
+
+
 def test_a_member_of_another_version_is_refused(cascade, tmp_path, monkeypatch) -> None:
     file = cascade.save(tmp_path / "pets.cascade")
     monkeypatch.setattr("hwgen.arch.bundle.FORMAT_VERSION", 99)
     with pytest.raises(BundleError, match="pets.cascade/predictor has format version 2"):
         CascadeBundle.load(file)
+
+
+@pytest.mark.parametrize("glances", [-1, 2, 0.5, True])
+def test_a_stage_must_be_left_for_the_crop(cascade, glances) -> None:
+    with pytest.raises(ValueError, match=r"from 0 to 1 \(of 2 stages the last must see the crop"):
+        dataclasses.replace(cascade, glances=glances)
+    with pytest.raises(ValueError, match=r"glances must be an integer from 0 to 0 \(without pred"):
+        dataclasses.replace(cascade, predictor=None, glances=1)
 
 
 def test_members_must_fit(cascade, parts) -> None:

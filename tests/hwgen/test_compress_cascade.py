@@ -50,12 +50,12 @@ def every_rule(stage_logits, confidence, alphas):
         yield CascadeRule(thresholds, alphas, confidence)
 
 
-def brute_force(stage_logits, labels, costs, config, predictor_cost=0.0):
+def brute_force(stage_logits, labels, costs, config, predictor_cost=0.0, glances=0):
     """Return the (accuracy, cost) that is best of every rule with every shared alpha, or None."""
     best = None
     for alpha in config.alphas:
         for rule in every_rule(stage_logits, config.confidence, (alpha,)):
-            report = evaluate_cascade(rule, stage_logits, labels, costs, predictor_cost)
+            report = evaluate_cascade(rule, stage_logits, labels, costs, predictor_cost, glances)
             if config.target_accuracy is not None:
                 met = report.accuracy >= config.target_accuracy
                 key = (-report.cost, report.accuracy)
@@ -83,6 +83,20 @@ def test_cost_by_hand() -> None:
     assert report.saving == 1 - 590 / 1005 and report.images == 4
     short = evaluate_cascade(CascadeRule((0.9, NEVER)), stages, labels, [10, 100, 1000], 5)
     assert short.worst_cost == 115 and short.cost == 5 + 10 + 75 and short.accuracy == 0.75
+
+
+@pytest.mark.parametrize(("glances", "reached"), [(0, 1), (1, 3 / 4), (2, 2 / 4)])
+def test_images_that_a_glance_is_enough_for_pay_no_predictor(glances, reached) -> None:
+    stages = [np.array([[0.0, d] for d in row]) for row in ((4, 1, 1, 0.5), (9, 3, -1, 0.5))]
+    stages, labels = [*stages, np.array([[0.0, 9.0]] * 4)], np.ones(4, np.int64)
+    rule, costs = CascadeRule((0.9, 0.9)), [10, 100, 1000]
+    report = evaluate_cascade(rule, stages, labels, costs, 8, glances)
+    assert report.shares == (0.25, 0.25, 0.5)
+    assert report.cost == 8 * reached + 10 + 100 * 3 / 4 + 1000 * 2 / 4
+    assert report.worst_cost == 1118 and report.predictor_cost == 8
+    assert report.stage_costs == (10, 100, 1000)
+    short = evaluate_cascade(CascadeRule((NEVER, 0.9)), stages, labels, costs, 8, glances)
+    assert short.worst_cost == 10 + (0 if glances else 8)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -121,6 +135,12 @@ def test_three_stages_equal_brute_force(seed) -> None:
         config = CascadeConfig(**knobs, alphas=(0.5, 2.0))
         rule, report = fit_cascade(stages, labels, costs, config)
         assert (report.accuracy, report.cost) == brute_force(stages, labels, costs, config)
+        for glances in (1, 2):
+            rule, report = fit_cascade(stages, labels, costs, config, 2, glances)
+            assert (report.accuracy, report.cost) == brute_force(
+                stages, labels, costs, config, 2, glances
+            )
+            assert report == evaluate_cascade(rule, stages, labels, costs, 2, glances)
 
 
 def test_a_coarse_grid_is_refined_to_nearly_the_best() -> None:
@@ -231,9 +251,9 @@ def test_data_are_checked() -> None:
     stages, labels = noisy_logits(np.random.default_rng(8), 10, (1, 2))
     config = CascadeConfig(target_cost=9)
 
-    def refused(message, stages=stages, labels=labels, costs=(1, 2), predictor=0.0):
+    def refused(message, stages=stages, labels=labels, costs=(1, 2), predictor=0.0, glances=0):
         with pytest.raises(ValueError, match=message):
-            fit_cascade(stages, labels, costs, config, predictor)
+            fit_cascade(stages, labels, costs, config, predictor, glances)
 
     refused("at least 2 stages, not 1", stages=stages[:1])
     refused("labels must be integers", labels=labels.astype(float))
@@ -243,6 +263,8 @@ def test_data_are_checked() -> None:
     refused("costs must be 2 numbers above 0", costs=(1, 2, 3))
     refused("costs must", costs=(0, 2))
     refused("predictor_cost must be 0 or more", predictor=-1)
+    refused(r"from 0 to 1 \(of 2 stages the last", predictor=1, glances=2)
+    refused(r"from 0 to 0 \(without predictor", glances=1)
     refused("finite", stages=[stages[0], stages[1] * np.float32(np.nan)])
 
 
@@ -308,6 +330,15 @@ def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
         assert after.synapse_row == before.synapse_row + before.synapse_rows
         assert after.tap_entry == before.tap_entry + before.tap_entries
     assert CascadeBundle.load(cascade.save(tmp_path / "pets.cascade")) == cascade
+    glancing = compile_cascade(
+        [network(8), graph],
+        CascadeRule((0.5,)),
+        [pictures, pictures, None],
+        config=config,
+        predictor=predictor(),
+        glances=1,
+    )
+    assert glancing.glances == 1 and cascade.glances == 0
     with pytest.raises(ValueError, match="pictures for each of the 2 networks .* not 1 sets"):
         compile_cascade([large, graph], CascadeRule((0.5,)), [pictures], config=config)
     with pytest.raises(ValueError, match="not 0 sets"):

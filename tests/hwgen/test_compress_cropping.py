@@ -37,6 +37,7 @@ from hwgen.compress import (
     save_boxes,
     train_predictor,
 )
+from hwgen.compress.cropping import BOX_LOSSES
 from hwgen.compress.training import CUT_WEIGHT, _loss
 from hwgen.ir import evaluate_integer, quantize_input, run_quantized
 from hwgen.models import ForegroundPredictor, any_net_predictor, resnet8, with_box_head
@@ -229,6 +230,27 @@ def test_the_weighted_loss_minds_what_is_cut_off_by_hand():
         assert cut.item() == pytest.approx(CUT_WEIGHT * 0.125**2 / 4, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("box", "wanted"),
+    [
+        ((0.25, 0.25, 0.75, 0.75), 0.0),
+        ((0.75, 0.25, 0.25, 0.75), 0.0),  # swapped edges
+        ((0.25, 0.25, 0.5, 0.75), 1 - 1 / 2),  # inside: as IoU
+        ((0.5, 0.25, 1.0, 0.75), 1 - 1 / 3),  # the hull has nothing beside them
+        ((0.5, 0.5, 1.0, 1.0), 1 - (1 / 7 - 2 / 9)),
+        ((0.75, 0.75, 1.0, 1.0), 1 - (0 - 4 / 9)),  # touch at a corner
+        ((0.75, 0.25, 0.75, 0.75), 1.0),  # empty, at the edge
+    ],
+)
+def test_the_giou_loss_by_hand(box, wanted):
+    found = torch.tensor([box], requires_grad=True)
+    target = torch.tensor([[0.25, 0.25, 0.75, 0.75]])
+    loss, edges = (_loss(TrainConfig(loss=name), found, target) for name in ("giou", "smooth_l1"))
+    assert loss.item() == pytest.approx(wanted + 4 * edges.item(), abs=1e-6)
+    loss.backward()
+    assert torch.isfinite(found.grad).all() and (wanted == 0 or found.grad.any())
+
+
 @pytest.mark.parametrize("augment", [Augment(flip=True), Augment(shift=5), Augment(True, 5)])
 def test_boxes_move_with_their_images(augment):
     rng = np.random.default_rng(6)
@@ -247,7 +269,7 @@ def test_boxes_move_with_their_images(augment):
         assert np.array_equal(image, seen)
 
 
-@pytest.mark.parametrize("loss", ["smooth_l1", "mse", "weighted_mse"])
+@pytest.mark.parametrize("loss", BOX_LOSSES)
 def test_every_loss_and_augmentation_trains_a_predictor(loss):
     rng = np.random.default_rng(9)
     images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)

@@ -159,7 +159,7 @@ def test_half_precision_leaves_float32_weights():
         ({"batch_size": 1}, "batch_size must be at least 2, for batch norm, not 1"),
         ({"precision": "float16"}, "precision must be float32 or bfloat16, not 'float16'"),
         ({"optimizer": "adam"}, "optimizer must be adamw or sgd, not 'adam'"),
-        ({"loss": "l2"}, "loss must be cross_entropy, .* or weighted_mse, not 'l2'"),
+        ({"loss": "l2"}, "loss must be cross_entropy, .* or giou, not 'l2'"),
         ({"epochs": -1}, "epochs must be at least 0, not -1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0.0"),
         ({"distill_weight": 1.5}, r"distill_weight must be in \[0, 1\], not 1.5"),

@@ -98,11 +98,12 @@ def test_frame_to_label(bundles: tuple[Bundle, Bundle], resizer: str, rng: Any) 
         pipeline.close()
 
 
-def test_cascade(bundles: tuple[Bundle, Bundle], rng: Any) -> None:
+@pytest.mark.parametrize("glances", [0, 1])
+def test_cascade(bundles: tuple[Bundle, Bundle], rng: Any, glances: int) -> None:
     predictor, classifier = bundles
     larger = network(32, outputs=6)
     rule = CascadeRule(thresholds=(0.3,), alphas=(0.5,))
-    cascade = CascadeBundle("cascade", rule, (classifier, larger), predictor)
+    cascade = CascadeBundle("cascade", rule, (classifier, larger), predictor, glances)
     frames = rng.integers(0, 256, (4, 50, 66, 3), dtype=np.uint8)
     found = {}
     with sim.SimulatedBoard(predictor) as board:
@@ -112,6 +113,7 @@ def test_cascade(bundles: tuple[Bundle, Bundle], rng: Any) -> None:
     for one, other in zip(found["accelerator"], found["host"], strict=True):
         np.testing.assert_array_equal(one.logits, other.logits)
         assert (one.label, one.crop, one.stages) == (other.label, other.crop, other.stages)
+        assert (one.crop is None) == (glances == one.stages)
 
 
 @contextmanager
