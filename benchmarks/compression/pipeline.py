@@ -44,6 +44,8 @@ class Pipeline:
         Of a cascade.
     predictor, predictor_side
         Finds the crop; whole frames without one.
+    glances
+        How many of the first classifiers see whole frames, before the predictor is run.
     """
 
     classifiers: Sequence[Network]
@@ -51,6 +53,7 @@ class Pipeline:
     rule: CascadeRule | None = None
     predictor: Network | None = None
     predictor_side: int = 32
+    glances: int = 0
 
     def boxes(self, images: np.ndarray) -> np.ndarray:
         """Return the predictor's boxes, of its integers if it is quantized."""
@@ -64,8 +67,9 @@ class Pipeline:
         """Return what each classifier sees of these frames."""
         if self.predictor is None:
             return [resized(images, side) for side in self.sides]
-        boxes = self.boxes(images)
-        return [crop_all(images, boxes, side) for side in self.sides]
+        boxes, first = self.boxes(images), self.glances
+        whole = [resized(images, side) for side in self.sides[:first]]
+        return whole + [crop_all(images, boxes, side) for side in self.sides[first:]]
 
     def logits(self, images: np.ndarray) -> list[np.ndarray]:
         """Return each classifier's logits for these frames."""
@@ -117,24 +121,28 @@ def cascaded(
         target_cost=target_cost,
         alphas=alphas,
     )
-    rule, _ = fit_cascade(logits, held.labels, [costs[0] for costs in each], config, head[0])
+    macs = [costs[0] for costs in each]
+    rule, _ = fit_cascade(logits, held.labels, macs, config, head[0], pipeline.glances)
     return replace(pipeline, rule=rule)
 
 
 class Resize(nn.Module):
     """What :func:`resize_all` does to pictures, but for its rounding.
 
-    Before a network in training, so that its teacher sees the pictures at their own size.
+    Before a network in training, so that its teacher sees the pictures at their own size. Where
+    each sees another picture, they lie behind one another, and this one's channels begin at
+    ``first``.
     """
 
-    def __init__(self, own: int, side: int) -> None:
+    def __init__(self, own: int, side: int, first: int = 0) -> None:
         super().__init__()
+        self.first = first
         self.register_buffer("weights", torch.from_numpy(resize_weights(own, side) / WEIGHT_ONE))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Resize (N, C, own, own) to (N, C, side, side)."""
+        """Resize (N, C, own, own) to (N, 3, side, side)."""
         weights = self.weights.to(x)
-        return weights @ x @ weights.T
+        return weights @ x[:, self.first : self.first + 3] @ weights.T
 
 
 def stage(
@@ -180,7 +188,12 @@ def measured(
     else:
         by_macs, by_cycles = (
             evaluate_cascade(
-                pipeline.rule, logits, test.labels, [costs[i] for costs in each], head[i]
+                pipeline.rule,
+                logits,
+                test.labels,
+                [costs[i] for costs in each],
+                head[i],
+                pipeline.glances,
             )
             for i in (0, 2)
         )

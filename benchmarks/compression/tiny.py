@@ -3,8 +3,9 @@
 
 The full-frame classifier is ResNet-20 at 64 x 64. Against it, cumulatively: crops of the
 foreground by a predictor (learned from true boxes, or from Grad-CAM's of the full-frame classifier
-itself), the classifier shrunk along depth, width and resolution, and a cascade with a smaller one.
-Choices are made on held-out training images; costs include the predictor's.
+itself), the classifier shrunk along depth, width and resolution, and a cascade: a smaller one
+glances at the whole frame before the predictor is asked. Whatever a classifier sees, its teacher
+sees the whole frame. Choices are made on held-out training images; costs include the predictor's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ PREDICTOR_SIDE = 32
 PREDICTOR_TRAINING = TrainConfig(
     epochs=12,
     learning_rate=1e-3,
-    loss="smooth_l1",
+    loss="giou",
     augment=Augment(flip=True, shift=4),
     precision="bfloat16",
 )
@@ -62,10 +63,10 @@ PREDICTOR_KEEP = 0.6
 SIDES = (56, 48, 44, 40, 36, 32)
 TARGET = 0.355
 """Of the full-frame classifier's MACs, the shrunk classifier's; the predictor comes on top."""
-FIRST = 0.1
-"""The cascade's first stage, likewise."""
 SMALL, BUDGET = 0.15, 0.5
 """On whole frames, the share of MACs of a cascade's first stage and the most that all may take."""
+FRUGAL = 0.8
+"""Of the last stage alone, predictor included, what other cascades may take on the mean."""
 HALF = 0.5
 """Likewise, what "by half" leaves."""
 WHOLE = "whole frames"
@@ -98,11 +99,7 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
         half = bench.shrunk(HALF)
         if step == "shrinking by half":
             return bench.row(method, bench.cropping(half), EPOCHS_SHRUNK)
-        budget = None
-        if step.endswith("at 80 % of it"):
-            shapes = ((3, side, side) for side in (half.side, SIDE))
-            left, whole = map(cost.macs, (half.model, bench.base), shapes)
-            budget = 0.8 * left / whole
+        budget = FRUGAL * bench.share(half) if step.endswith("at 80 % of it") else None
         return bench.row(method, bench.cropping(small, half, budget=budget), 2 * EPOCHS_SHRUNK)
     if step == "cropping":
         pipeline = bench.cropping(_Shrunk(bench.cropped, SIDE))
@@ -110,7 +107,10 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
     epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(TARGET)
     if step == "cropping + shrinking":
         return bench.row(method, bench.cropping(shrunk), epochs)
-    return bench.row(method, bench.cropping(bench.shrunk(FIRST), shrunk), epochs + EPOCHS_SHRUNK)
+    glance = _Bench(data, cache, seed, tick, WHOLE).shrunk(SMALL)
+    budget = FRUGAL * bench.share(shrunk)
+    pipeline = bench.cropping(glance, shrunk, budget=budget, glances=1)
+    return bench.row(method, pipeline, epochs + EPOCHS_SHRUNK)
 
 
 @dataclass(frozen=True)
@@ -252,14 +252,29 @@ class _Bench:
 
         return samples
 
+    def taught(self, name: str, model: nn.Module, side: int, config: TrainConfig) -> nn.Module:
+        """Train a classifier of crops of this side, or load it; its teacher sees the frames.
+
+        Of a crop, or of a small picture enlarged again, the teacher would say less.
+        """
+        frames, crops = self.splits.train.images, self.crops(SIDE)
+
+        def both(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            seen, labels = crops(epoch)
+            return np.concatenate([frames, seen], axis=3), labels
+
+        student = nn.Sequential(Resize(SIDE, side, first=3), model)
+        teacher = nn.Sequential(Resize(SIDE, SIDE), self.longer())
+        tuned = self.tuned(name, student, both, config, teacher)
+        # Crops come at their side at once when the machine makes them.
+        return reestimate_bn(cast(nn.Sequential, tuned)[1], self.crops(side)(0)[0])
+
     @cached_property
     def cropped(self) -> nn.Module:
         """The full-frame classifier, fine-tuned on crops."""
         if self.predictor is None:
             return self.base
-        return self.tuned(
-            "cropped", self.base, self.crops(SIDE), self.config(EPOCHS_CROP), self.base
-        )
+        return self.taught("cropped", self.base, SIDE, self.config(EPOCHS_CROP))
 
     def shrunk(self, share: float) -> _Shrunk:
         """Shrink the crop classifier until it costs this share of the full-frame one's MACs."""
@@ -281,13 +296,15 @@ class _Bench:
         )
         side = found.point.side
         assert found.baseline_cost == whole
-        # Enlarged again, small pictures would leave the teacher with half of its accuracy.
-        student = nn.Sequential(Resize(SIDE, side), found.model)
-        teacher = self.longer() if self.predictor is None else self.cropped
         config = self.config(EPOCHS_SHRUNK, distill_weight=0.5)
-        tuned = self.tuned(f"shrunk-{share}", student, self.crops(SIDE), config, teacher)
-        # Crops come at their side at once when the machine makes them.
-        return _Shrunk(reestimate_bn(cast(nn.Sequential, tuned)[1], self.crops(side)(0)[0]), side)
+        return _Shrunk(self.taught(f"shrunk-{share}", found.model, side, config), side)
+
+    def share(self, classifier: _Shrunk) -> float:
+        """Return its MACs, the predictor's included, as a share of the full-frame classifier's."""
+        macs = cost.macs(classifier.model, (3, classifier.side, classifier.side))
+        if self.predictor is not None:
+            macs += cost.macs(self.predictor, (3, PREDICTOR_SIDE, PREDICTOR_SIDE))
+        return macs / cost.macs(self.base, (3, SIDE, SIDE))
 
     def by_crop(self) -> dict[str, float]:
         """Return the crop classifier's accuracy on held-out images, by what it is shown of them."""
@@ -306,7 +323,9 @@ class _Bench:
         key = TABLE, NETWORK, DATA, method
         return measured(key, self.base, pipeline, self.splits, self.seed, epochs, more or {})
 
-    def cropping(self, *classifiers: _Shrunk, budget: float | None = None) -> Pipeline:
+    def cropping(
+        self, *classifiers: _Shrunk, budget: float | None = None, glances: int = 0
+    ) -> Pipeline:
         """Return the pipeline of the predictor, if there is one, and these classifiers.
 
         A cascade's goal is the last one's accuracy at the least cost; or the best accuracy within a
@@ -317,6 +336,7 @@ class _Bench:
             [classifier.side for classifier in classifiers],
             predictor=self.predictor,
             predictor_side=PREDICTOR_SIDE,
+            glances=glances,
         )
         if len(classifiers) == 1:
             return pipeline
