@@ -30,6 +30,7 @@ from benchmarks.compression.pipeline import (
     cascaded,
     measured,
     resized,
+    side_by_side,
     stage,
 )
 from hwgen import models
@@ -127,15 +128,17 @@ class _Bench:
         """File of the row's network."""
         return self.cache / f"ablation-{self.method.replace(' ', '-')}-{self.seed}.pt"
 
-    def fine_tune(self, model: nn.Module, samples: Samples | None = None) -> nn.Module:
+    def fine_tune(
+        self, model: nn.Module, samples: Samples | None = None, teacher: nn.Module | None = None
+    ) -> nn.Module:
         """Train a network on the training images, or on samples of its own."""
         images, labels = self.splits.train.images, self.splits.train.labels
-        alone = self.method == "without distillation" or samples is not None
+        alone = self.method == "without distillation"
         return train(
             model,
             samples or (lambda _: (images, labels)),
             baselines.tuning(self.baseline.config, EPOCHS, self.seed),
-            teacher=None if alone else self.base,
+            teacher=None if alone else teacher or self.base,
             checkpoint=self.path.with_suffix(".checkpoint"),
             progress=self.tick,
             name=f"{NETWORK}, {self.method}",
@@ -165,22 +168,21 @@ class _Bench:
         return cast(nn.Sequential, tuned)[1], more
 
     def cropped(self) -> Built:
-        """Apply all steps to a network that sees crops; the predictor is counted.
-
-        There is no teacher, which would have to know crops.
-        """
+        """Apply all steps to a network that sees crops; the predictor is counted."""
         images, labels = self.splits.train.images, self.splits.train.labels
         boxes = predict_boxes(self.predictor, images, self.predictor.side)
 
-        def crops(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        def crops(epoch: int, size: int = self.side) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((self.seed, epoch))
-            return crop_all(images, jitter_boxes(boxes, 0.06, rng), CROP_SIDE), labels
+            return crop_all(images, jitter_boxes(boxes, 0.06, rng), size), labels
 
         side = self.predictor.side
         left = TARGET - rows.steps()(self.predictor, (3, side, side)) / self.whole
-        some = crops(0)[0][:1000]
+        some = crops(0, CROP_SIDE)[0][:1000]
         model, kept = compressed(reestimate_bn(self.base, some), some, STEPS, self.whole, left)
-        model = self.fine_tune(model, crops)
+        student, teacher, both = side_by_side(model, self.base, CROP_SIDE, images, crops)
+        tuned = self.fine_tune(student, both, teacher)
+        model = reestimate_bn(cast(nn.Sequential, tuned)[1], crops(0, CROP_SIDE)[0])
         return model, {"cost left after each step": kept, "side": CROP_SIDE}
 
     @cached_property

@@ -24,7 +24,7 @@ from hwgen.compress.cascade import (
 )
 from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import accuracy, normalise, save_atomically
+from hwgen.compress.training import Samples, accuracy, normalise, save_atomically
 from hwgen.datasets import Dataset, Splits
 from hwgen.ir import Graph, run_quantized
 from hwgen.quantize import quantize_model
@@ -143,6 +143,24 @@ class Resize(nn.Module):
         """Resize (N, C, own, own) to (N, 3, side, side)."""
         weights = self.weights.to(x)
         return weights @ x[:, self.first : self.first + 3] @ weights.T
+
+
+def side_by_side(
+    model: nn.Module, teacher: nn.Module, side: int, frames: np.ndarray, crops: Samples
+) -> tuple[nn.Module, nn.Module, Samples]:
+    """Return a student of crops of this side, a teacher of frames, and what both take.
+
+    Of a crop, or of a small picture enlarged again, the teacher would say less. ``crops`` come at
+    the frames' own size. The student holds the model as its second part.
+    """
+    own = frames.shape[1]
+
+    def both(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        seen, labels = crops(epoch)
+        return np.concatenate([frames, seen], axis=3), labels
+
+    student = nn.Sequential(Resize(own, side, first=3), model)
+    return student, nn.Sequential(Resize(own, own), teacher), both
 
 
 def stage(

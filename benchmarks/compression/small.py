@@ -33,11 +33,11 @@ MAX_LOSS = 0.01
 ROUNDS = 6
 EPOCHS = {
     ("LeNet", "frames"): (20, 20),
-    ("LeNet", "cifar10-jpeg"): (30, 30),
-    ("ResNet-8", "frames"): (20, 20),
+    ("LeNet", "cifar10-jpeg"): (20, 20),
+    ("ResNet-8", "frames"): (20, 10),
     ("ResNet-8", "cifar10-jpeg"): (10, 8),
     ("demo classifier", "frames"): (60, 60),
-    ("demo classifier", "cifar10-jpeg"): (30, 30),
+    ("demo classifier", "cifar10-jpeg"): (10, 10),
 }
 """Of a trial of all methods, and of one: every trial goes down in :data:`ROUNDS` rounds, an epoch
 after each, and the rest of them at the end.

@@ -21,7 +21,14 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, Resize, cascaded, measured, resized, stage
+from benchmarks.compression.pipeline import (
+    Pipeline,
+    cascaded,
+    measured,
+    resized,
+    side_by_side,
+    stage,
+)
 from hwgen import models
 from hwgen.compress import cost
 from hwgen.compress.cropping import (
@@ -58,7 +65,7 @@ PREDICTOR_TRAINING = TrainConfig(
     augment=Augment(flip=True, shift=4),
     precision="bfloat16",
 )
-PREDICTOR_KEEP = 0.6
+PREDICTOR_KEEP = 0.75
 """Of the predictor's MACs, what shrinking leaves."""
 SIDES = (56, 48, 44, 40, 36, 32)
 TARGET = 0.355
@@ -253,18 +260,9 @@ class _Bench:
         return samples
 
     def taught(self, name: str, model: nn.Module, side: int, config: TrainConfig) -> nn.Module:
-        """Train a classifier of crops of this side, or load it; its teacher sees the frames.
-
-        Of a crop, or of a small picture enlarged again, the teacher would say less.
-        """
-        frames, crops = self.splits.train.images, self.crops(SIDE)
-
-        def both(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-            seen, labels = crops(epoch)
-            return np.concatenate([frames, seen], axis=3), labels
-
-        student = nn.Sequential(Resize(SIDE, side, first=3), model)
-        teacher = nn.Sequential(Resize(SIDE, SIDE), self.longer())
+        """Train a classifier of crops of this side, or load it; its teacher sees the frames."""
+        frames = self.splits.train.images
+        student, teacher, both = side_by_side(model, self.longer(), side, frames, self.crops(SIDE))
         tuned = self.tuned(name, student, both, config, teacher)
         # Crops come at their side at once when the machine makes them.
         return reestimate_bn(cast(nn.Sequential, tuned)[1], self.crops(side)(0)[0])
