@@ -124,15 +124,16 @@ def _small(found: list[Row]) -> list[str]:
                 [method, str(len(mine)), f"{macs:.1%}", f"{cycles:.1%}", f"{change:+.2f}"]
             )
     _bars(found, PLOTS / "compression-small.png")
+    spent = [round(row.epochs) for row in found]
     return [
         "## Small networks",
         text(
             f"""Each method as far as {100 * small.MAX_LOSS:g} point on held-out training images
-            lets it go, after 8 to 20 epochs of fine-tuning (the JSON has each row's) with the
-            uncompressed network as the teacher. "lower kernels" are slices; "linear approximation"
-            drops single maps, which saves MACs, and cycles only where a whole group of 16 goes;
-            "all methods" shrinks the resolution where that pays (the JSON has each row's side),
-            folds maps away in groups of 16, and lowers slices. What the machine does besides
+            lets it go, after {min(spent)} to {max(spent)} epochs of fine-tuning (the JSON has each
+            row's) with the uncompressed network as the teacher. "lower kernels" are slices; "linear
+            approximation" drops single maps, which saves MACs, and cycles only where a whole group
+            of 16 goes; "all methods" shrinks the resolution where that pays (the JSON has each
+            row's side), folds maps away in groups of 16, and lowers slices. What the machine does besides
             multiplying (loading the picture, filling its pipeline at each layer) is not compressed
             by slices, so networks of some thousand cycles save fewer of them."""
         ),
@@ -209,8 +210,10 @@ def _tiny(found: list[Row]) -> list[str]:
             f"""The full-frame classifier is {tiny.NETWORK} on whole frames of {tiny.SIDE} x
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
             the test images. "trained on" is the full-frame classifier after as many more epochs of
-            the same fine-tuning as the shrunk ones had; it is the teacher of those that see
-            whole frames."""
+            the same fine-tuning as the shrunk ones had; it is the teacher of all others, and sees
+            the whole frame whatever its student sees. In the cascade of crops the small network of
+            "shrinking, {tiny.WHOLE}" glances at the whole frame, and the predictor is run for the
+            frames that go on."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
         _rows(found, tiny.METHODS, _pair),
@@ -230,8 +233,8 @@ def _crops(found: list[Row]) -> list[str]:
         text(
             f"""*{row.method}*: on held-out images that network is right about """
             + ", ".join(f"{share:.1%} of {name}" for name, share in row.more["held out"].items())
-            + """. A frame of 64 x 64 has no more pixels in its crop than the crop has in it: an
-            enlarged crop shows nothing new, and takes the surroundings away."""
+            + """. A crop has no more pixels in it than the frame of 64 x 64 had there: enlarged, it
+            shows nothing new, and its surroundings are gone."""
         )
         for row in found
         if "held out" in row.more
@@ -249,7 +252,9 @@ def _ablation(found: list[Row]) -> list[str]:
             {", ".join(ablation.STEPS)}, by all but one, and by all with one more;
             {ablation.EPOCHS} epochs of fine-tuning each, and {ablation.QUANTIZED_EPOCHS} more of
             integers in the quantization-aware row. A method that cannot go so far alone ends where
-            it can. "with a cascade" is the network of "all methods" before the uncompressed one, as
+            it can. "lower kernels" takes the same share of each layer's filters, in groups of 16,
+            and to get so far alone makes every kernel 1 x 1: such a network sees colours and no
+            shapes, and fine-tuning cannot help it. "with a cascade" is the network of "all methods" before the uncompressed one, as
             accurate as this on held-out images: its costs are what that takes."""
         ),
         _rows(found, ablation.METHODS, _pair),

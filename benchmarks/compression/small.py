@@ -33,7 +33,7 @@ MAX_LOSS = 0.01
 ROUNDS = 6
 EPOCHS = {
     ("LeNet", "frames"): (20, 20),
-    ("LeNet", "cifar10-jpeg"): (20, 20),
+    ("LeNet", "cifar10-jpeg"): (40, 20),
     ("ResNet-8", "frames"): (20, 10),
     ("ResNet-8", "cifar10-jpeg"): (10, 8),
     ("demo classifier", "frames"): (60, 60),
