@@ -133,9 +133,9 @@ def _small(found: list[Row]) -> list[str]:
             row's) with the uncompressed network as the teacher. "lower kernels" are slices; "linear
             approximation" drops single maps, which saves MACs, and cycles only where a whole group
             of 16 goes; "all methods" shrinks the resolution where that pays (the JSON has each
-            row's side), folds maps away in groups of 16, and lowers slices. What the machine does besides
-            multiplying (loading the picture, filling its pipeline at each layer) is not compressed
-            by slices, so networks of some thousand cycles save fewer of them."""
+            row's side), folds maps away in groups of 16, and lowers slices. What the machine does
+            besides multiplying (loading the picture, filling its pipeline at each layer) is not
+            compressed by slices, so networks of some thousand cycles save fewer of them."""
         ),
         table(
             "Method | Pairs | Median of MACs saved | of cycles saved | of the change in points",
@@ -254,8 +254,9 @@ def _ablation(found: list[Row]) -> list[str]:
             integers in the quantization-aware row. A method that cannot go so far alone ends where
             it can. "lower kernels" takes the same share of each layer's filters, in groups of 16,
             and to get so far alone makes every kernel 1 x 1: such a network sees colours and no
-            shapes, and fine-tuning cannot help it. "with a cascade" is the network of "all methods" before the uncompressed one, as
-            accurate as this on held-out images: its costs are what that takes."""
+            shapes, and fine-tuning cannot help it. "with a cascade" is the network of "all
+            methods" before the uncompressed one, as accurate as this on held-out images: its costs
+            are what that takes."""
         ),
         _rows(found, ablation.METHODS, _pair),
     ]
