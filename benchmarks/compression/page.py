@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.compression import ablation, cifar, criteria, rows, small, tiny
+from benchmarks.compression import ablation, baselines, cifar, criteria, rows, small, tiny
 from benchmarks.compression.rows import Row
 from benchmarks.markdown import table, text
 from hwgen.arch.files import replacing
@@ -125,12 +125,14 @@ def _small(found: list[Row]) -> list[str]:
             )
     _bars(found, PLOTS / "compression-small.png")
     spent = [round(row.epochs) for row in found]
+    first = [baselines.find(*pair).config.epochs for pair in small.PAIRS]
     return [
         "## Small networks",
         text(
             f"""Each method as far as {100 * small.MAX_LOSS:g} point on held-out training images
             lets it go, after {min(spent)} to {max(spent)} epochs of fine-tuning (the JSON has each
-            row's) with the uncompressed network as the teacher. "lower kernels" are slices; "linear
+            row's) with the uncompressed network as the teacher. This was trained for {min(first)}
+            or {max(first)}, so part of what a network keeps is longer training. "lower kernels" are slices; "linear
             approximation" drops single maps, which saves MACs, and cycles only where a whole group
             of 16 goes; "all methods" shrinks the resolution where that pays (the JSON has each
             row's side), folds maps away in groups of 16, and lowers slices. What the machine does
