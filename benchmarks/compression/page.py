@@ -132,12 +132,13 @@ def _small(found: list[Row]) -> list[str]:
             f"""Each method as far as {100 * small.MAX_LOSS:g} point on held-out training images
             lets it go, after {min(spent)} to {max(spent)} epochs of fine-tuning (the JSON has each
             row's) with the uncompressed network as the teacher. This was trained for {min(first)}
-            or {max(first)}, so part of what a network keeps is longer training. "lower kernels" are slices; "linear
-            approximation" drops single maps, which saves MACs, and cycles only where a whole group
-            of 16 goes; "all methods" shrinks the resolution where that pays (the JSON has each
-            row's side), folds maps away in groups of 16, and lowers slices. What the machine does
-            besides multiplying (loading the picture, filling its pipeline at each layer) is not
-            compressed by slices, so networks of some thousand cycles save fewer of them."""
+            or {max(first)}, so part of what a network keeps is longer training. "lower kernels" are
+            slices; "linear approximation" drops single maps, which saves MACs, and cycles only
+            where a whole group of 16 goes; "all methods" shrinks the resolution where that pays
+            (the JSON has each row's side), folds maps away in groups of 16, and lowers slices. What
+            the machine does besides multiplying (loading the picture, filling its pipeline at each
+            layer) is not compressed by slices, so networks of some thousand cycles save fewer of
+            them."""
         ),
         table(
             "Method | Pairs | Median of MACs saved | of cycles saved | of the change in points",
