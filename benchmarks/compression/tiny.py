@@ -240,13 +240,18 @@ class _Bench:
             return np.tile(np.array([0.0, 0.0, 1.0, 1.0]), (len(part), 1))
         return predict_boxes(self.predictor, part.images, PREDICTOR_SIDE)
 
+    @cached_property
+    def found(self) -> np.ndarray:
+        """What the predictor finds in the training images."""
+        return self.found_in(self.splits.train)
+
     def crops(self, side: int) -> Samples:
         """Return training crops: by predicted boxes, by those learned from, and whole frames.
 
         The frames keep the classifier able to answer where the predictor takes all of one.
         """
         images, labels = self.splits.train.images, self.splits.train.labels
-        found = self.found_in(self.splits.train)
+        found = self.found
 
         def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
             rng = np.random.default_rng((self.seed, epoch, 2))

@@ -222,7 +222,7 @@ def evaluate_cascade(
     Raises
     ------
     ValueError
-        If there are no images, or the lengths do not agree.
+        If there are no images, the lengths do not agree, or no stage is left to see the crop.
     """
     labels = _check(stage_logits, labels, costs, predictor_cost, glances)
     each, always = _charged(costs, predictor_cost, glances)

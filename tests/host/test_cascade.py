@@ -72,6 +72,17 @@ def reference_logits(cascade, weights, pictures):
     ]
 
 
+def cut(boxes, cascade, frames):
+    """Return the crop of every frame, its corner and side, and the box of the predictor."""
+    crops, corners, found = [], [], []
+    for frame in frames:
+        found.append(ordered_box(answer(boxes, cascade.predictor, resize(frame, 4))))
+        y0, x0, side = square_crop(found[-1], *frame.shape[:2])
+        corners.append((y0, x0, side))
+        crops.append(frame[y0 : y0 + side, x0 : x0 + side])
+    return crops, corners, found
+
+
 def halving(cascade, weights, pictures) -> CascadeBundle:
     """Give a cascade thresholds that about half of the images are below, in each stage."""
     running, thresholds, rule = None, [], cascade.rule
@@ -125,13 +136,7 @@ def test_the_host_equals_the_rule(device, weights, frames, stages, confidence) -
 
 def test_stages_see_the_crop(device, weights, boxes, frames) -> None:
     cascade = bundle_of(weights, CascadeRule((NEVER,)), boxes)
-    crops, corners, found_boxes = [], [], []
-    for frame in frames:
-        raw = answer(boxes, cascade.predictor, resize(frame, 4))
-        found_boxes.append(ordered_box(raw))
-        y0, x0, side = square_crop(found_boxes[-1], *frame.shape[:2])
-        corners.append((y0, x0, side))
-        crops.append(frame[y0 : y0 + side, x0 : x0 + side])
+    crops, corners, found_boxes = cut(boxes, cascade, frames)
     cascade = halving(cascade, weights, crops)
     wanted = run_rule(cascade.rule, reference_logits(cascade, weights, crops))
     with host.CascadeClassifier(cascade, device) as classifier:
@@ -149,12 +154,7 @@ def test_frames_that_a_glance_is_enough_for_are_not_cropped(device, weights, box
     cascade = bundle_of(weights, CascadeRule((NEVER,)), boxes)
     cascade = dataclasses.replace(halving(cascade, weights, frames), glances=1)
     glanced = reference_logits(cascade, weights, frames)[0]
-    crops, corners = [], []
-    for frame in frames:
-        box = ordered_box(answer(boxes, cascade.predictor, resize(frame, 4)))
-        y0, x0, side = square_crop(box, *frame.shape[:2])
-        corners.append((y0, x0, side))
-        crops.append(frame[y0 : y0 + side, x0 : x0 + side])
+    crops, corners, _ = cut(boxes, cascade, frames)
     focused = reference_logits(cascade, weights, crops)[1]
     wanted = run_rule(cascade.rule, [glanced, focused])
     on = int((wanted.stages == 2).sum())

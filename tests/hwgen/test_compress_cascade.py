@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -67,30 +68,31 @@ def brute_force(stage_logits, labels, costs, config, predictor_cost=0.0, glances
     return None if best is None else (best[1].accuracy, best[1].cost)
 
 
+def three_stages():
+    """Logits of three stages on four images, their labels, and what a run of each costs."""
+    differences = ((4, 1, 1, 0.5), (9, 3, -1, 0.5), (9, 9, 9, -3))
+    stages = [np.array([[0.0, d] for d in row]) for row in differences]
+    return stages, np.array([1, 1, 1, 1]), [10, 100, 1000]
+
+
 def test_cost_by_hand() -> None:
     # Margins are tanh(d / 2) of the logits' difference d: 0.46 for 1, 0.76 for 2, 0.96 for 4.
-    def logits(*differences):
-        return np.array([[0.0, d] for d in differences])
-
-    stages = [logits(4, 1, 1, 0.5), logits(9, 3, -1, 0.5), logits(9, 9, 9, -3)]
-    labels = np.array([1, 1, 1, 1])
-    report = evaluate_cascade(CascadeRule((0.9, 0.9)), stages, labels, [10, 100, 1000], 5)
+    stages, labels, costs = three_stages()
+    report = evaluate_cascade(CascadeRule((0.9, 0.9)), stages, labels, costs, 5)
     # Fused: 4 stops at once; 1 + 3 stops behind two; 0 and 1 go on to 9 and -2.
     assert report.shares == (0.25, 0.25, 0.5) and report.accuracy == 0.75
     assert report.cost == 5 + 10 + 100 * 3 / 4 + 1000 * 2 / 4
     assert report.worst_cost == 5 + 10 + 100 + 1000
     assert report.stage_accuracies == (1.0, 0.75, 0.75)
     assert report.saving == 1 - 590 / 1005 and report.images == 4
-    short = evaluate_cascade(CascadeRule((0.9, NEVER)), stages, labels, [10, 100, 1000], 5)
+    short = evaluate_cascade(CascadeRule((0.9, NEVER)), stages, labels, costs, 5)
     assert short.worst_cost == 115 and short.cost == 5 + 10 + 75 and short.accuracy == 0.75
 
 
 @pytest.mark.parametrize(("glances", "reached"), [(0, 1), (1, 3 / 4), (2, 2 / 4)])
 def test_images_that_a_glance_is_enough_for_pay_no_predictor(glances, reached) -> None:
-    stages = [np.array([[0.0, d] for d in row]) for row in ((4, 1, 1, 0.5), (9, 3, -1, 0.5))]
-    stages, labels = [*stages, np.array([[0.0, 9.0]] * 4)], np.ones(4, np.int64)
-    rule, costs = CascadeRule((0.9, 0.9)), [10, 100, 1000]
-    report = evaluate_cascade(rule, stages, labels, costs, 8, glances)
+    stages, labels, costs = three_stages()
+    report = evaluate_cascade(CascadeRule((0.9, 0.9)), stages, labels, costs, 8, glances)
     assert report.shares == (0.25, 0.25, 0.5)
     assert report.cost == 8 * reached + 10 + 100 * 3 / 4 + 1000 * 2 / 4
     assert report.worst_cost == 1118 and report.predictor_cost == 8
@@ -313,7 +315,8 @@ def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
     x = normalise(pictures)
     large = network(24)
     graph = quantize_model(large, x[:1], x)
-    cascade = compile_cascade(
+    build = functools.partial(
+        compile_cascade,
         [network(8), graph],
         CascadeRule((0.5,)),
         [pictures, pictures, None],
@@ -322,6 +325,7 @@ def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
         name="pets",
         labels=("cat", "dog", "owl"),
     )
+    cascade = build()
     assert cascade.resident and cascade.labels == ("cat", "dog", "owl")
     names = [bundle.name for bundle in cascade.members.values()]
     assert names == ["pets predictor", "pets stage 1", "pets stage 2"]
@@ -330,15 +334,7 @@ def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
         assert after.synapse_row == before.synapse_row + before.synapse_rows
         assert after.tap_entry == before.tap_entry + before.tap_entries
     assert CascadeBundle.load(cascade.save(tmp_path / "pets.cascade")) == cascade
-    glancing = compile_cascade(
-        [network(8), graph],
-        CascadeRule((0.5,)),
-        [pictures, pictures, None],
-        config=config,
-        predictor=predictor(),
-        glances=1,
-    )
-    assert glancing.glances == 1 and cascade.glances == 0
+    assert build(glances=1).glances == 1 and cascade.glances == 0
     with pytest.raises(ValueError, match="pictures for each of the 2 networks .* not 1 sets"):
         compile_cascade([large, graph], CascadeRule((0.5,)), [pictures], config=config)
     with pytest.raises(ValueError, match="not 0 sets"):
