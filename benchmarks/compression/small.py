@@ -176,10 +176,8 @@ class _Task:
 
 def _lowered(task: _Task) -> nn.Module:
     """Lower slices until ``level`` of the machine's steps are left."""
-    knobs = SliceConfig(keep=task.level, rounds=ROUNDS)
-    return lower_slices(task.base, task.images, knobs, cost=rows.steps(), fine_tune=task.fine_tune)[
-        0
-    ]
+    knobs, tune = SliceConfig(keep=task.level, rounds=ROUNDS), task.fine_tune
+    return lower_slices(task.base, task.images, knobs, cost=rows.steps(), fine_tune=tune)[0]
 
 
 def _approximated(task: _Task) -> nn.Module:

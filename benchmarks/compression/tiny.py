@@ -72,10 +72,10 @@ TARGET = 0.355
 """Of the full-frame classifier's MACs, the shrunk classifier's; the predictor comes on top."""
 SMALL, BUDGET = 0.15, 0.5
 """On whole frames, the share of MACs of a cascade's first stage and the most that all may take."""
-FRUGAL = 0.8
-"""Of the last stage alone, predictor included, what other cascades may take on the mean."""
 HALF = 0.5
 """Likewise, what "by half" leaves."""
+FRUGAL = 0.8
+"""Of the last stage alone, predictor included, what other cascades may take on the mean."""
 WHOLE = "whole frames"
 METHODS = (
     "full frame, trained on",
