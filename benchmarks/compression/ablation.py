@@ -4,8 +4,8 @@
 ResNet-8 on the bundled frames, all rows at the same cycles: what a method is worth is the accuracy
 that it keeps. "only X" reaches the target by X alone; "without X" by all the others; "with X" adds
 what "all methods" does not have: compound shrinking takes the first half of the way, cropping has a
-predictor whose cost is counted (and no teacher, which would have to know crops), and a cascade asks
-the uncompressed network about images that the compressed one is not sure of. Every row has the same
+predictor whose cost is counted (the teacher sees the whole frame), and a cascade asks the
+uncompressed network about images that the compressed one is not sure of. Every row has the same
 epochs of fine-tuning; the quantization-aware one has two more, on integers.
 """
 
@@ -26,20 +26,20 @@ from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
 from benchmarks.compression.pipeline import (
     Pipeline,
-    Resize,
     cascaded,
     measured,
     resized,
-    side_by_side,
     stage,
 )
 from hwgen import models
 from hwgen.compress.cost import Cost
 from hwgen.compress.cropping import (
     PredictorConfig,
+    Resize,
     crop_all,
     jitter_boxes,
     predict_boxes,
+    train_on_crops,
     train_predictor,
 )
 from hwgen.compress.kernel_reduction import KernelConfig, lower_kernels
@@ -49,8 +49,8 @@ from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import (
-    Samples,
     Tick,
+    TrainConfig,
     accuracy,
     normalise,
     reestimate_bn,
@@ -128,17 +128,20 @@ class _Bench:
         """File of the row's network."""
         return self.cache / f"ablation-{self.method.replace(' ', '-')}-{self.seed}.pt"
 
-    def fine_tune(
-        self, model: nn.Module, samples: Samples | None = None, teacher: nn.Module | None = None
-    ) -> nn.Module:
-        """Train a network on the training images, or on samples of its own."""
+    @property
+    def tuning(self) -> TrainConfig:
+        """The fine-tuning that all rows share."""
+        return baselines.tuning(self.baseline.config, EPOCHS, self.seed)
+
+    def fine_tune(self, model: nn.Module) -> nn.Module:
+        """Train a network on the training images."""
         images, labels = self.splits.train.images, self.splits.train.labels
         alone = self.method == "without distillation"
         return train(
             model,
-            samples or (lambda _: (images, labels)),
-            baselines.tuning(self.baseline.config, EPOCHS, self.seed),
-            teacher=None if alone else teacher or self.base,
+            lambda _: (images, labels),
+            self.tuning,
+            teacher=None if alone else self.base,
             checkpoint=self.path.with_suffix(".checkpoint"),
             progress=self.tick,
             name=f"{NETWORK}, {self.method}",
@@ -172,17 +175,25 @@ class _Bench:
         images, labels = self.splits.train.images, self.splits.train.labels
         boxes = predict_boxes(self.predictor, images, self.predictor.side)
 
-        def crops(epoch: int, size: int = self.side) -> tuple[np.ndarray, np.ndarray]:
-            rng = np.random.default_rng((self.seed, epoch))
-            return crop_all(images, jitter_boxes(boxes, 0.06, rng), size), labels
+        def drawn(epoch: int) -> np.ndarray:
+            return jitter_boxes(boxes, 0.06, np.random.default_rng((self.seed, epoch)))
 
         side = self.predictor.side
         left = TARGET - rows.steps()(self.predictor, (3, side, side)) / self.whole
-        some = crops(0, CROP_SIDE)[0][:1000]
+        some = crop_all(images, drawn(0), CROP_SIDE)[:1000]
         model, kept = compressed(reestimate_bn(self.base, some), some, STEPS, self.whole, left)
-        student, teacher, both = side_by_side(model, self.base, CROP_SIDE, images, crops)
-        tuned = self.fine_tune(student, both, teacher)
-        model = reestimate_bn(cast(nn.Sequential, tuned)[1], crops(0, CROP_SIDE)[0])
+        model, _ = train_on_crops(
+            model,
+            images,
+            labels,
+            drawn,
+            CROP_SIDE,
+            self.tuning,
+            teacher=self.base,
+            checkpoint=self.path.with_suffix(".checkpoint"),
+            progress=self.tick,
+            name=f"{NETWORK}, {self.method}",
+        )
         return model, {"cost left after each step": kept, "side": CROP_SIDE}
 
     @cached_property

@@ -12,12 +12,21 @@ from torch import nn
 
 from hwgen import models
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import MEAN, STD, Augment, Tick, TrainConfig, save_atomically, train
+from hwgen.compress.training import (
+    MEAN,
+    STD,
+    Augment,
+    Tick,
+    TrainConfig,
+    fastest_precision,
+    save_atomically,
+    train,
+)
 from hwgen.datasets import Splits
 
 _CIFAR = Augment(flip=True, shift=4)
 _SCRATCH = TrainConfig(
-    epochs=15, batch_size=128, learning_rate=4e-3, augment=_CIFAR, precision="bfloat16"
+    epochs=15, batch_size=128, learning_rate=4e-3, augment=_CIFAR, precision=fastest_precision()
 )
 
 

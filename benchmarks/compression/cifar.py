@@ -28,6 +28,7 @@ from hwgen.compress.training import (
     Tick,
     TrainConfig,
     accuracy,
+    fastest_precision,
     train,
 )
 from hwgen.datasets import Splits
@@ -137,7 +138,7 @@ def tuning(recipe: Recipe, epochs: int, seed: int) -> TrainConfig:
         distill_weight=0.7,
         distill_temperature=3.0,
         augment=Augment(flip=True, shift=4),
-        precision="bfloat16",
+        precision=fastest_precision(),
         seed=seed,
     )
 

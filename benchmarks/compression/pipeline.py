@@ -15,7 +15,6 @@ from torch import nn
 
 from benchmarks.compression import rows
 from hwgen.arch.cascade import CascadeRule
-from hwgen.arch.crop import WEIGHT_ONE, resize_weights
 from hwgen.compress.cascade import (
     CascadeConfig,
     cascade_logits,
@@ -24,7 +23,7 @@ from hwgen.compress.cascade import (
 )
 from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import Samples, accuracy, normalise, save_atomically
+from hwgen.compress.training import accuracy, normalise, save_atomically
 from hwgen.datasets import Dataset, Splits
 from hwgen.ir import Graph, run_quantized
 from hwgen.quantize import quantize_model
@@ -124,43 +123,6 @@ def cascaded(
     macs = [costs[0] for costs in each]
     rule, _ = fit_cascade(logits, held.labels, macs, config, head[0], pipeline.glances)
     return replace(pipeline, rule=rule)
-
-
-class Resize(nn.Module):
-    """What :func:`resize_all` does to pictures, but for its rounding.
-
-    Before a network in training, so that its teacher sees the pictures at their own size. Where
-    each sees another picture, they lie behind one another, and this one's channels begin at
-    ``first``.
-    """
-
-    def __init__(self, own: int, side: int, first: int = 0) -> None:
-        super().__init__()
-        self.first = first
-        self.register_buffer("weights", torch.from_numpy(resize_weights(own, side) / WEIGHT_ONE))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Resize (N, C, own, own) to (N, 3, side, side)."""
-        weights = self.weights.to(x)
-        return weights @ x[:, self.first : self.first + 3] @ weights.T
-
-
-def side_by_side(
-    model: nn.Module, teacher: nn.Module, side: int, frames: np.ndarray, crops: Samples
-) -> tuple[nn.Module, nn.Module, Samples]:
-    """Return a student of crops of this side, a teacher of frames, and what both take.
-
-    Of a crop, or of a small picture enlarged again, the teacher would say less. ``crops`` come at
-    the frames' own size. The student holds the model as its second part.
-    """
-    own = frames.shape[1]
-
-    def both(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        seen, labels = crops(epoch)
-        return np.concatenate([frames, seen], axis=3), labels
-
-    student = nn.Sequential(Resize(own, side, first=3), model)
-    return student, nn.Sequential(Resize(own, own), teacher), both
 
 
 def stage(

@@ -17,6 +17,7 @@ from torch import nn
 from hwgen.arch.files import write_json
 from hwgen.boards import load_board
 from hwgen.compress import cost
+from hwgen.compress.training import fastest_precision
 from hwgen.datasets import Splits
 
 RESULTS = Path(__file__).parents[1] / "results" / "compression.json"
@@ -79,8 +80,9 @@ def write(row: Row) -> None:
 
 
 def device_name() -> str:
-    """Name what trains here: the benchmark runs on the CPU."""
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread)"
+    """Name what trains here, and in which type: the benchmark runs on the CPU."""
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread, {fastest_precision()})"
 
 
 def steps() -> cost.Cost:

@@ -20,8 +20,9 @@ from torch import nn
 
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
-from benchmarks.compression.pipeline import Pipeline, Resize, measured, resized, stage
+from benchmarks.compression.pipeline import Pipeline, measured, resized, stage
 from hwgen.compress.budget import tightest
+from hwgen.compress.cropping import Resize
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import FineTune
 from hwgen.compress.slice_reduction import SliceConfig, UnreachableCost, lower_slices
@@ -33,7 +34,7 @@ MAX_LOSS = 0.01
 ROUNDS = 6
 EPOCHS = {
     ("LeNet", "frames"): (20, 20),
-    ("LeNet", "cifar10-jpeg"): (40, 20),
+    ("LeNet", "cifar10-jpeg"): (40, 40),
     ("ResNet-8", "frames"): (20, 10),
     ("ResNet-8", "cifar10-jpeg"): (10, 8),
     ("demo classifier", "frames"): (60, 60),

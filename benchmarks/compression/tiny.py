@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,6 @@ from benchmarks.compression.pipeline import (
     Pipeline,
     cascaded,
     measured,
-    resized,
-    side_by_side,
     stage,
 )
 from hwgen import models
@@ -39,16 +37,16 @@ from hwgen.compress.cropping import (
     mean_iou,
     predict_boxes,
     resize_all,
+    train_on_crops,
     train_predictor,
 )
 from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.training import (
     Augment,
-    Samples,
     Tick,
     TrainConfig,
     accuracy,
-    reestimate_bn,
+    fastest_precision,
     train,
 )
 from hwgen.datasets import Dataset
@@ -63,7 +61,7 @@ PREDICTOR_TRAINING = TrainConfig(
     learning_rate=1e-3,
     loss="giou",
     augment=Augment(flip=True, shift=4),
-    precision="bfloat16",
+    precision=fastest_precision(),
 )
 PREDICTOR_KEEP = 0.75
 """Of the predictor's MACs, what shrinking leaves."""
@@ -154,35 +152,23 @@ class _Bench:
         config = baselines.find(NETWORK, DATA).config
         return replace(config, epochs=epochs, learning_rate=0.03, seed=self.seed, **changes)
 
-    def tuned(
-        self,
-        name: str,
-        model: nn.Module,
-        samples: Samples,
-        config: TrainConfig,
-        teacher: nn.Module | None = None,
-    ) -> nn.Module:
-        """Train a network, or load it."""
-
-        def build() -> tuple[nn.Module, dict[str, Any]]:
-            return train(
-                model,
-                samples,
-                config,
-                teacher=teacher,
-                checkpoint=self.path(name).with_suffix(".checkpoint"),
-                progress=self.tick,
-                name=f"{NETWORK}, {name}",
-            )[0], {}
-
-        return stage(self.path(name), model, build)[0]
-
     def longer(self) -> nn.Module:
         """Train the full-frame classifier on: more epochs alone are not what cropping is worth."""
         images, labels = self.splits.train.images, self.splits.train.labels
-        return self.tuned(
-            "longer", self.base, lambda _: (images, labels), self.config(EPOCHS_SHRUNK), self.base
-        )
+        path = self.path("longer")
+
+        def build() -> tuple[nn.Module, dict[str, Any]]:
+            return train(
+                self.base,
+                lambda _: (images, labels),
+                self.config(EPOCHS_SHRUNK),
+                teacher=self.base,
+                checkpoint=path.with_suffix(".checkpoint"),
+                progress=self.tick,
+                name=f"{NETWORK}, longer",
+            )[0], {}
+
+        return stage(path, self.base, build)[0]
 
     def boxes_of(self, part: Dataset) -> np.ndarray:
         """Return boxes to learn from, of training or held-out images."""
@@ -245,32 +231,38 @@ class _Bench:
         """What the predictor finds in the training images."""
         return self.found_in(self.splits.train)
 
-    def crops(self, side: int) -> Samples:
-        """Return training crops: by predicted boxes, by those learned from, and whole frames.
+    def drawn(self, epoch: int) -> np.ndarray:
+        """Return an epoch's boxes of the training images: predicted, learned from, and whole.
 
-        The frames keep the classifier able to answer where the predictor takes all of one.
+        The whole frames keep the classifier able to answer where the predictor takes all of one.
         """
-        images, labels = self.splits.train.images, self.splits.train.labels
-        found = self.found
-
-        def samples(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-            rng = np.random.default_rng((self.seed, epoch, 2))
-            if self.predictor is None:
-                return resized(images, side), labels
-            kind = rng.random(len(images))[:, None]
-            boxes = np.where(kind < 0.4, found, self.boxes)
-            boxes = np.where(kind < 0.75, boxes, np.array([0.0, 0.0, 1.0, 1.0]))
-            return crop_all(images, jitter_boxes(boxes, 0.06, rng), side), labels
-
-        return samples
+        if self.predictor is None:
+            return self.found
+        rng = np.random.default_rng((self.seed, epoch, 2))
+        kind = rng.random(len(self.found))[:, None]
+        boxes = np.where(kind < 0.4, self.found, self.boxes)
+        boxes = np.where(kind < 0.75, boxes, np.array([0.0, 0.0, 1.0, 1.0]))
+        return jitter_boxes(boxes, 0.06, rng)
 
     def taught(self, name: str, model: nn.Module, side: int, config: TrainConfig) -> nn.Module:
         """Train a classifier of crops of this side, or load it; its teacher sees the frames."""
-        frames = self.splits.train.images
-        student, teacher, both = side_by_side(model, self.longer(), side, frames, self.crops(SIDE))
-        tuned = self.tuned(name, student, both, config, teacher)
-        # Crops come at their side at once when the machine makes them.
-        return reestimate_bn(cast(nn.Sequential, tuned)[1], self.crops(side)(0)[0])
+        train_split, path = self.splits.train, self.path(name)
+
+        def build() -> tuple[nn.Module, dict[str, Any]]:
+            return train_on_crops(
+                model,
+                train_split.images,
+                train_split.labels,
+                self.drawn,
+                side,
+                config,
+                teacher=self.longer(),
+                checkpoint=path.with_suffix(".checkpoint"),
+                progress=self.tick,
+                name=f"{NETWORK}, {name}",
+            )[0], {}
+
+        return stage(path, model, build)[0]
 
     @cached_property
     def cropped(self) -> nn.Module:
@@ -290,7 +282,7 @@ class _Bench:
 
         found = shrink(
             self.cropped,
-            self.crops(SIDE)(0)[0][:500],
+            crop_all(self.splits.train.images, self.drawn(0), SIDE)[:500],
             evaluate,
             ShrinkConfig(target_saving=1 - share, sides=SIDES),
             cost=cost.macs,

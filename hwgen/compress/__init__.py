@@ -28,6 +28,7 @@ from hwgen.compress.cost import (
 from hwgen.compress.cropping import (
     PredictorConfig,
     PredictorReport,
+    Resize,
     cam_boxes,
     crop_all,
     foreground_boxes,
@@ -40,6 +41,7 @@ from hwgen.compress.cropping import (
     predict_boxes,
     resize_all,
     save_boxes,
+    train_on_crops,
     train_predictor,
 )
 from hwgen.compress.kernel_reduction import KernelConfig, KernelReport, bake, lower_kernels
@@ -70,6 +72,7 @@ from hwgen.compress.training import (
     TrainConfig,
     TrainReport,
     accuracy,
+    fastest_precision,
     normalise,
     predict,
     reestimate_bn,
@@ -96,6 +99,7 @@ __all__ = [
     "PredictorReport",
     "RelevanceConfig",
     "RelevanceReport",
+    "Resize",
     "ShrinkConfig",
     "ShrinkPoint",
     "ShrinkResult",
@@ -120,6 +124,7 @@ __all__ = [
     "crop_all",
     "discover",
     "evaluate_cascade",
+    "fastest_precision",
     "fit_cascade",
     "for_machine",
     "foreground_boxes",
@@ -147,6 +152,7 @@ __all__ = [
     "tap_steps",
     "tightest",
     "train",
+    "train_on_crops",
     "train_predictor",
     "trim_by_relevance",
     "write_report",

@@ -10,8 +10,10 @@ or pseudo-boxes from Grad-CAM (Selvaraju et al., ICCV 2017) of a trained classif
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.arch.crop import resize, square_crops
+from hwgen.arch.crop import WEIGHT_ONE, resize, resize_weights, square_crops
 from hwgen.arch.files import replacing
 from hwgen.compress.training import (
     Tick,
@@ -28,6 +30,7 @@ from hwgen.compress.training import (
     batches,
     device_of,
     predict,
+    reestimate_bn,
     train,
 )
 
@@ -207,6 +210,109 @@ def train_predictor(
         held_out = mean_iou(found, validation[1])
     own = mean_iou(np.clip(predict(trained, small), 0, 1), boxes)
     return trained, PredictorReport(own, held_out, training)
+
+
+class Resize(nn.Module):
+    """What :func:`resize_all` does to frames, but for its rounding; three channels of its input.
+
+    In front of a network in training it lets the teacher see pictures larger than the student's: a
+    student learns best what a teacher says of what it knows.
+
+    Parameters
+    ----------
+    own, side
+        Height and width of the input, and of the output.
+    first
+        The first of the three channels; others are for somebody else.
+    """
+
+    weights: Tensor
+
+    def __init__(self, own: int, side: int, first: int = 0) -> None:
+        super().__init__()
+        self.first = first
+        self.register_buffer("weights", torch.from_numpy(resize_weights(own, side) / WEIGHT_ONE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Resize (N, C, own, own) to (N, 3, side, side)."""
+        weights = self.weights.to(x)
+        return weights @ x[:, self.first : self.first + 3] @ weights.T
+
+
+def train_on_crops(
+    model: nn.Module,
+    frames: np.ndarray,
+    labels: np.ndarray,
+    boxes: np.ndarray | Callable[[int], np.ndarray],
+    side: int,
+    config: TrainConfig | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Tick | None = None,
+    name: str = "classifier of crops",
+) -> tuple[nn.Module, TrainReport]:
+    """Fine-tune a classifier of crops; whatever crop it sees, its teacher sees the whole frame.
+
+    A teacher that never saw a crop says little of one. Frame and crop are mirrored and moved
+    together, in pixels of the frame.
+
+    Parameters
+    ----------
+    model
+        Maps (N, 3, side, side) to logits; left as it is.
+    frames, labels
+        (N, H, H, 3) uint8 and (N,) int64.
+    boxes
+        (N, 4) in [0, 1], or a function from an epoch's number to those of the epoch, such as
+        predicted ones of which :func:`jitter_boxes` moves the edges. The whole frame is
+        (0, 0, 1, 1).
+    side
+        Height and width of the crops.
+    config
+        The knobs.
+    teacher
+        If given, a network of whole frames, (N, 3, H, H) to logits, whose softened answers are
+        learned too.
+    checkpoint, progress, name
+        As in :func:`~hwgen.compress.training.train`.
+
+    Returns
+    -------
+    tuple
+        The trained copy, its batch norms re-estimated on crops as the machine makes them, and the
+        report.
+
+    Raises
+    ------
+    ValueError
+        If frames are not square, there is not one label and one box for each, the loss is one for
+        boxes, or as in :func:`~hwgen.compress.training.train`.
+    """
+    config = config or TrainConfig()
+    if config.loss != "cross_entropy":
+        raise ValueError(f"loss must be 'cross_entropy' for a classifier, not {config.loss!r}")
+    if frames.ndim != 4 or frames.shape[1] != frames.shape[2]:
+        raise ValueError(
+            f"frames must be square, (N, H, H, 3), not {frames.shape!r}; try resize_all"
+        )
+    if np.shape(labels) != (len(frames),):
+        raise ValueError(f"labels must have the shape {(len(frames),)!r}, not {np.shape(labels)!r}")
+    own = frames.shape[1]
+
+    def crops(epoch: int, size: int) -> np.ndarray:
+        return crop_all(frames, boxes(epoch) if callable(boxes) else boxes, size)
+
+    tuned, report = train(
+        nn.Sequential(Resize(own, side, first=3), model),
+        lambda epoch: (np.concatenate([frames, crops(epoch, own)], axis=3), labels),
+        config,
+        teacher=None if teacher is None else nn.Sequential(Resize(own, own), teacher),
+        checkpoint=checkpoint,
+        progress=progress,
+        name=name,
+    )
+    return reestimate_bn(cast(nn.Sequential, tuned)[1], crops(0, side)), report
 
 
 def map_layers(model: nn.Module, image: np.ndarray) -> list[str]:

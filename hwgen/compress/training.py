@@ -56,6 +56,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def fastest_precision(device: torch.device | str = "cpu") -> Precision:
+    """Return what a device trains fastest in.
+
+    That is "bfloat16" where the hardware multiplies it (a CPU with AVX512-BF16 or AMX, a GPU from
+    Ampere on); other CPUs convert each operand, and are slower than in "float32".
+    """
+    if torch.device(device).type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # A torch that is too old cannot tell.
+        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        able = any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if able else "float32"
+
+
 @dataclass(frozen=True)
 class Augment:
     """What is done to each training image, anew in every epoch.
@@ -177,8 +192,9 @@ class TrainConfig:
     augment
         What is done to the images on their way in.
     precision
-        "bfloat16" computes the layers in that type (weights, sums and loss stay float32), which a
-        CPU with AVX512-BF16 or a GPU does about twice as fast.
+        "bfloat16" computes the layers in that type (weights, sums and loss stay float32), which
+        hardware that has it does about twice as fast, and other hardware at half the speed:
+        :func:`fastest_precision` tells which.
     """
 
     epochs: int = 10

@@ -18,7 +18,9 @@ from hwgen.boards import load_board
 from hwgen.compress import (
     Augment,
     PredictorConfig,
+    Resize,
     TrainConfig,
+    accuracy,
     cam_boxes,
     crop_all,
     foreground_boxes,
@@ -35,6 +37,7 @@ from hwgen.compress import (
     predict_boxes,
     resize_all,
     save_boxes,
+    train_on_crops,
     train_predictor,
 )
 from hwgen.compress.cropping import BOX_LOSSES
@@ -351,6 +354,95 @@ def test_a_box_head_keeps_the_trunk_and_knows_where_things_are():
     model = with_box_head(base, 32)
     assert torch.equal(model.layer3[0].conv2.weight, base.layer3[0].conv2.weight)
     assert model.linear.in_features == 64 * 4 * 4 and base.linear.out_features == 10
+
+
+@pytest.mark.parametrize(("own", "side"), [(64, 40), (24, 24), (16, 36)])
+def test_resizing_before_a_network_is_the_contracts_but_for_its_rounding(own, side):
+    images = np.random.default_rng(14).integers(0, 256, (3, own, own, 4)).astype(np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).double()
+    small = torch.floor(Resize(own, side, first=1)(pixels) + 0.5)  # 1/256 and 255 are exact
+    wanted = resize_all(np.ascontiguousarray(images[..., 1:]), side)
+    assert np.array_equal(small.permute(0, 2, 3, 1).numpy(), wanted)
+
+
+class Onlooker(nn.Module):
+    """Answers nothing in particular, and keeps what it was shown while `keep` was a list."""
+
+    keep: list[torch.Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.keep.append(x.detach())
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class Student(Onlooker):
+    keep = []
+
+
+class Teacher(Onlooker):
+    keep = []
+
+
+def test_a_classifier_sees_crops_and_its_teacher_the_frames_they_were_cut_from():
+    rng = np.random.default_rng(15)
+    frames, labels = rng.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6) % 2
+    found = rng.random((2, 6, 4))
+    Student.keep.clear()
+    Teacher.keep.clear()
+    knobs = TrainConfig(epochs=2, batch_size=6)
+    train_on_crops(
+        Student(), frames, labels, lambda epoch: found[epoch], 20, knobs, teacher=Teacher()
+    )
+    shown = Student.keep[:2]  # then the batch norms are re-estimated
+    for epoch, (crop, frame) in enumerate(zip(shown, Teacher.keep, strict=True)):
+        order = np.random.default_rng((0, epoch)).permutation(6)
+        assert torch.equal(frame, normalise(frames[order]))
+        cut = normalise(crop_all(frames, found[epoch], 32)[order])
+        assert torch.equal(crop, Resize(32, 20)(cut))
+    assert torch.equal(Student.keep[2], normalise(crop_all(frames, found[0], 20)))
+
+
+def test_a_classifier_of_crops_learns_what_is_in_the_box():
+    rng = np.random.default_rng(16)
+    frames = rng.integers(0, 100, (160, 32, 32, 3)).astype(np.uint8)
+    labels, place = rng.integers(0, 2, 160), rng.integers(0, 16, (160, 2))
+    for frame, label, (y, x) in zip(frames, labels, place, strict=True):
+        frame[y : y + 16, x : x + 16, label] += 120  # red or green inside, blue anywhere
+        frame[rng.integers(0, 32, 200), rng.integers(0, 32, 200), 2] = 255
+    boxes = np.concatenate([place[:, ::-1], place[:, ::-1] + 16], axis=1) / 32
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))  # fmt: skip
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    knobs = TrainConfig(epochs=6, batch_size=16, learning_rate=2e-2, augment=Augment(flip=True))
+    trained, report = train_on_crops(net, frames, labels, boxes, 16, knobs)
+    assert accuracy(trained, crop_all(frames, boxes, 16), labels) == 1.0
+    assert len(report.losses) == 6
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": np.zeros((4, 32, 24, 3), np.uint8)}, "frames must be square.*resize_all"),
+        ({"labels": np.zeros(3, np.int64)}, r"labels must have the shape \(4,\), not \(3,\)"),
+        ({"boxes": np.zeros((3, 4))}, r"boxes must have the shape \(4, 4\), not \(3, 4\)"),
+        ({"config": TrainConfig(loss="giou")}, "loss must be 'cross_entropy'.*not 'giou'"),
+    ],
+)
+def test_what_is_no_training_on_crops_is_refused(change, message):
+    given = {
+        "frames": np.zeros((4, 32, 32, 3), np.uint8),
+        "labels": np.zeros(4, np.int64),
+        "boxes": np.tile([0.0, 0, 1, 1], (4, 1)),
+        "config": TrainConfig(epochs=1),
+    } | change
+    with pytest.raises(ValueError, match=message):
+        train_on_crops(resnet8(), side=16, **given)
 
 
 def test_saved_boxes_belong_to_their_images(tmp_path):

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from hwgen.compress import Augment, TrainConfig, accuracy, normalise, reestimate_bn, train
+from hwgen.compress import (
+    Augment,
+    TrainConfig,
+    accuracy,
+    fastest_precision,
+    normalise,
+    reestimate_bn,
+    train,
+)
 from hwgen.compress.training import MEAN, STD
 
 
@@ -151,6 +159,20 @@ def test_half_precision_leaves_float32_weights():
     trained, _ = train(_model(), lambda _: (images, labels), config)
     assert accuracy(trained, images, labels) > 0.9
     assert {value.dtype for value in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "wanted"),
+    [
+        ({"avx512_vnni": True, "avx512_bf16": False}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"neon": True, "bf16": True}, "bfloat16"),
+    ],
+)
+def test_the_fastest_precision_is_what_the_hardware_multiplies(monkeypatch, capabilities, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest_precision() == wanted
 
 
 @pytest.mark.parametrize(
