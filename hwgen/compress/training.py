@@ -306,8 +306,10 @@ def train(
     first_epoch = 0
     path = Path(checkpoint) if checkpoint is not None else None
     identity: dict[str, Any] = {}
+    drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     if path is not None:
-        identity = _identity(config, model, teacher, samples)
+        drawn[0] = samples(0)
+        identity = _identity(config, model, teacher, drawn[0])
     if path is not None and path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
         _resume(path, state, identity, model)
@@ -319,7 +321,7 @@ def train(
     for epoch in range(first_epoch, config.epochs):
         rng = np.random.default_rng((config.seed, epoch))
         torch.manual_seed(config.seed * 1000 + epoch)  # dropout
-        images, targets = samples(epoch)
+        images, targets = drawn.pop(epoch) if epoch in drawn else samples(epoch)
         order = rng.permutation(len(images))
         steps = -(-len(order) // config.batch_size)
         model.train()
@@ -379,11 +381,14 @@ def train(
 
 
 def _identity(
-    config: TrainConfig, model: nn.Module, teacher: nn.Module | None, samples: Samples
+    config: TrainConfig,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    first: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
-    """Return what a checkpoint must agree in to go on from it."""
+    """Return what a checkpoint must agree in to go on from it; ``first`` is the first epoch's."""
     start = {name: value.clone() for name, value in tensors(model).items()}
-    data = digest(*samples(0), *([] if teacher is None else [teacher]))
+    data = digest(*first, *([] if teacher is None else [teacher]))
     return {"config": asdict(config), "data": data, "start": start}
 
 
