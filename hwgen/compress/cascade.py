@@ -291,6 +291,12 @@ def _check(
             f"stage_logits must have the shape ({len(labels)}, classes) for every stage, not "
             f"{shapes!r}"
         )
+    classes = shapes[0][1]
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the stages' classes, not in "
+            f"{labels.min()}..{labels.max()}"
+        )
     if len(costs) != stages or not all(0.0 < cost < np.inf for cost in costs):
         raise ValueError(f"costs must be {stages} numbers above 0, not {costs!r}")
     if not 0.0 <= predictor_cost < np.inf:

@@ -121,9 +121,9 @@ def crop_all(
     Raises
     ------
     ValueError
-        If there is not one box for each frame.
+        If there is not one box in [0, 1] for each frame.
     """
-    _check_boxes(boxes, len(images), inside=False)
+    _check_boxes(boxes, len(images))
     if small is not None:
         images = resize_all(images, small)
     corners = square_crops(boxes, images.shape[1], images.shape[2])
@@ -136,11 +136,11 @@ def crop_all(
     return out
 
 
-def _check_boxes(boxes: np.ndarray, count: int, inside: bool = True) -> None:
-    """Refuse what is not (count, 4) and, with ``inside``, in [0, 1]."""
+def _check_boxes(boxes: np.ndarray, count: int) -> None:
+    """Refuse what is not (count, 4) in [0, 1]."""
     if np.shape(boxes) != (count, 4):
         raise ValueError(f"boxes must have the shape {(count, 4)!r}, not {np.shape(boxes)!r}")
-    if inside and not (np.abs(np.asarray(boxes) - 0.5) <= 0.5).all():
+    if not (np.abs(np.asarray(boxes) - 0.5) <= 0.5).all():
         raise ValueError(
             "boxes must be finite and in [0, 1] of the frame; try dividing pixels by the frame's "
             "width and height, or np.clip"
@@ -286,7 +286,7 @@ def train_on_crops(
     Raises
     ------
     ValueError
-        If frames are not square, there is not one label and one box for each, the loss is one for
+        If frames are not square, there is not one box in [0, 1] for each, the loss is one for
         boxes, or as in :func:`~hwgen.compress.training.train`.
     """
     config = config or TrainConfig()
@@ -296,8 +296,6 @@ def train_on_crops(
         raise ValueError(
             f"frames must be square, (N, H, H, 3), not {frames.shape!r}; try resize_all"
         )
-    if np.shape(labels) != (len(frames),):
-        raise ValueError(f"labels must have the shape {(len(frames),)!r}, not {np.shape(labels)!r}")
     own = frames.shape[1]
 
     def crops(epoch: int, size: int) -> np.ndarray:

@@ -360,7 +360,7 @@ def _record(
     ]
     model.eval()
     try:
-        per_image = max(1, -(-config.rows // len(images)))
+        per_image = -(-config.rows // max(1, len(images)))
         for x in batches(images, device=device_of(model)):
             model(x)
             original(x)

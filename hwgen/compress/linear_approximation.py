@@ -411,7 +411,7 @@ def _record(
     """Return the moments of the maps at each reader's node, by the node's name."""
     generator = torch.Generator().manual_seed(config.seed)
     moments = {reader.node: _Moments(space.channels) for reader in readers}
-    per_image = max(1, -(-config.rows // len(images)))
+    per_image = -(-config.rows // max(1, len(images)))
 
     class Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
+from hwgen.compress.identity import tensors
 from hwgen.compress.training import MASK, device_of
 
 
@@ -138,7 +139,15 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
     ------
     UnsupportedStructure
         Listing every operation that is not understood.
+    ValueError
+        If weights are not finite: nothing that is ranked by them would be in any order.
     """
+    bad = [name for name, value in tensors(model).items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"weights must be finite, but {', '.join(map(repr, bad[:3]))} "
+            f"{'are' if len(bad) > 1 else 'is'} not; try training with a smaller learning rate"
+        )
     was_training = model.training
     model.eval()
     try:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 _OPENINGS = 30  # of a storage that other processes are making
 _DIGEST = "shears_digest"
@@ -52,8 +53,26 @@ def _database(storage: str) -> optuna.storages.RDBStorage:
 
     Optuna makes the tables that it finds missing, one by one; of processes that open a new storage
     at once all but one fail at some table, and try again.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be opened; a password is not shown.
     """
     url = storage if "://" in storage else f"sqlite:///{Path(storage).resolve()}"
+    try:
+        shown = repr(make_url(url).render_as_string(hide_password=True))
+    except ArgumentError:
+        shown = "text that is no URL"
+
+    def refused(cause: Exception) -> ValueError:
+        why = str(cause).splitlines()[0]
+        return ValueError(
+            "storage must be a file or a URL that Optuna takes, such as sqlite:///search.db or "
+            f"mysql://user@server/search, not {shown}: {why}; try a folder that is there, or "
+            "installing the database's driver"
+        )
+
     options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
     attempt = 0
     while True:
@@ -63,8 +82,10 @@ def _database(storage: str) -> optuna.storages.RDBStorage:
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             clash = any(word in str(error).lower() for word in ("already exists", "unique"))
             if not clash or attempt == _OPENINGS:
-                raise
+                raise refused(error) from error
             time.sleep(0.1 * attempt * random.random())
+        except (ArgumentError, ImportError) as error:
+            raise refused(error) from error
 
 
 def this_worker() -> str:

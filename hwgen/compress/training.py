@@ -19,6 +19,7 @@ from torch.nn import functional
 from hwgen.arch.files import replacing
 from hwgen.compress.identity import digest, tensors
 from hwgen.compress.knobs import check_choice
+from hwgen.datasets.base import check_images
 
 MEAN = 0.5
 STD = 0.25
@@ -45,7 +46,14 @@ Tick = Callable[[str, int, int], None]
 
 
 def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Map (N, H, W, 3) uint8 to the (N, 3, H, W) float32 that the networks take."""
+    """Map (N, H, W, 3) uint8 to the (N, 3, H, W) float32 that the networks take.
+
+    Raises
+    ------
+    ValueError
+        If images are anything else: pixels in [0, 1] would be all but black.
+    """
+    check_images(images)
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
     x = pixels.permute(0, 3, 1, 2).float()
     return ((x / 255.0 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
@@ -295,7 +303,9 @@ def train(
     Raises
     ------
     ValueError
-        If the checkpoint belongs to another training, or the loss is not finite.
+        If there are not two images or more and one target for each, a label is no class of the
+        model, the teacher has other outputs, the checkpoint belongs to another training, or the
+        loss is not finite.
     """
     began = time.perf_counter()
     report = TrainReport()
@@ -322,6 +332,7 @@ def train(
         rng = np.random.default_rng((config.seed, epoch))
         torch.manual_seed(config.seed * 1000 + epoch)  # dropout
         images, targets = drawn.pop(epoch) if epoch in drawn else samples(epoch)
+        targets = _checked(config, images, targets)
         order = rng.permutation(len(images))
         steps = -(-len(order) // config.batch_size)
         model.train()
@@ -336,10 +347,17 @@ def train(
             with half:
                 y = model(x)
             y = y.float()
+            if step == 0:
+                _check_outputs(config, y, targets)
             loss = _loss(config, y, y_true)
             if teacher is not None and config.distill_weight > 0:
                 with torch.no_grad(), half:
                     soft = teacher(x).float()
+                if soft.shape != y.shape:
+                    raise ValueError(
+                        f"the teacher must have the model's outputs, {tuple(y.shape)!r} for a "
+                        f"batch, not {tuple(soft.shape)!r}"
+                    )
                 t = config.distill_temperature
                 distilled = functional.kl_div(
                     functional.log_softmax(y / t, 1),
@@ -378,6 +396,41 @@ def train(
             )
     report.seconds += time.perf_counter() - began
     return _with_format(model, torch.contiguous_format).eval(), report
+
+
+def _checked(config: TrainConfig, images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return an epoch's targets, labels as int64; refuse those that do not go with its images."""
+    targets = np.asarray(targets)
+    if len(images) < 2:
+        raise ValueError(f"images must be at least 2, for batch norm, not {len(images)}")
+    if len(targets) != len(images):
+        raise ValueError(f"targets must be {len(images)}, one an image, not {len(targets)}")
+    if config.loss != "cross_entropy":
+        return targets
+    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must be integers of the shape ({len(images)},), not {targets.dtype} of "
+            f"{targets.shape!r}"
+        )
+    return targets.astype(np.int64, copy=False)
+
+
+def _check_outputs(config: TrainConfig, y: Tensor, targets: np.ndarray) -> None:
+    """Refuse a model whose outputs for a batch are not what an epoch's targets are of."""
+    if config.loss != "cross_entropy":
+        if y.shape[1:] != targets.shape[1:]:
+            raise ValueError(
+                f"the model must give each image {targets.shape[1:]!r} numbers, as its target "
+                f"has, not {tuple(y.shape[1:])!r}"
+            )
+        return
+    if y.ndim != 2:
+        raise ValueError(f"the model must give logits (N, classes), not {tuple(y.shape)!r}")
+    if not 0 <= targets.min() <= targets.max() < y.shape[1]:
+        raise ValueError(
+            f"labels must be in 0..{y.shape[1] - 1}, the model's classes, not in "
+            f"{targets.min()}..{targets.max()}"
+        )
 
 
 def _identity(
@@ -503,14 +556,22 @@ def _giou_loss(y: Tensor, target: Tensor) -> Tensor:
 
 def save_atomically(state: dict[str, Any], path: str | Path) -> None:
     """``torch.save`` so that the file is either the old one or all of the new one."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)  # by its path, torch would refuse a name without a suffix
 
 
 def batches(
     images: np.ndarray, batch_size: int = 250, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
-    """Yield (n, H, W, 3) uint8 images as normalised batches."""
+    """Yield (n, H, W, 3) uint8 images as normalised batches.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not len(images):
+        raise ValueError("images must be at least 1, not 0")
     for start in range(0, len(images), batch_size):
         yield normalise(images[start : start + batch_size], device)
 
@@ -526,7 +587,15 @@ def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of images whose largest logit is the label's."""
+    """Return the share of images whose largest logit is the label's.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each image.
+    """
+    if np.shape(labels) != (len(images),):
+        raise ValueError(f"labels must have the shape ({len(images)},), not {np.shape(labels)!r}")
     return float((predict(model, images).argmax(axis=1) == labels).mean())
 
 

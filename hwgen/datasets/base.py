@@ -8,6 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 
+def check_images(images: np.ndarray) -> None:
+    """Refuse what is not (N, H, W, C) uint8."""
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise ValueError(
+            f"images must be uint8 of the shape (N, H, W, C), not {images.dtype} of "
+            f"{images.shape!r}; try pixels from 0 to 255, with an axis for the colours at the end"
+        )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Labelled pictures, with the box of what each shows where that is known.
@@ -36,16 +45,18 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check what is written above."""
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise ValueError(
-                f"images must be uint8 of the shape (N, H, W, C), not {self.images.dtype} "
-                f"of {self.images.shape!r}"
-            )
+        check_images(self.images)
         if self.labels.shape != (len(self.images),):
             raise ValueError(
                 f"labels must have the shape ({len(self.images)},), not {self.labels.shape!r}"
             )
-        object.__setattr__(self, "labels", self.labels.astype(np.int64))
+        labels = self.labels.astype(np.int64)
+        if not np.array_equal(labels, self.labels):
+            raise ValueError(
+                f"labels must be whole numbers, not {self.labels.dtype} such as "
+                f"{self.labels[labels != self.labels][0]!r}"
+            )
+        object.__setattr__(self, "labels", labels)
         if not self.class_names:
             count = int(self.labels.max()) + 1 if len(self.labels) else 0
             object.__setattr__(self, "class_names", tuple(str(i) for i in range(count)))

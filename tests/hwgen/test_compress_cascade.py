@@ -260,6 +260,8 @@ def test_data_are_checked() -> None:
     refused("at least 2 stages, not 1", stages=stages[:1])
     refused("labels must be integers", labels=labels.astype(float))
     refused("labels must be integers", labels=labels[:0])
+    for wrong in (np.full(10, -1), np.full(10, stages[0].shape[1])):
+        refused("labels must be in 0.*, the stages' classes", labels=wrong)
     refused(r"shape \(9, classes\) for every stage", labels=labels[:9])
     refused("for every stage", stages=[stages[0], stages[1][:, :3]])
     refused("costs must be 2 numbers above 0", costs=(1, 2, 3))

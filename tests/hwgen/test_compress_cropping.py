@@ -220,6 +220,8 @@ def test_crops_from_the_small_tensor_are_those_of_the_resized_frame():
         assert np.array_equal(crop, resize(image[y0 : y0 + side, x0 : x0 + side], 24))
     with pytest.raises(ValueError, match=r"shape \(8, 4\), not \(7, 4\)"):
         crop_all(images, boxes[:7], 24)
+    with pytest.raises(ValueError, match=r"boxes must be finite and in \[0, 1\] of the frame"):
+        crop_all(images, boxes * 32, 24)
 
 
 def test_the_weighted_loss_minds_what_is_cut_off_by_hand():
@@ -429,8 +431,9 @@ def test_a_classifier_of_crops_learns_what_is_in_the_box():
     ("change", "message"),
     [
         ({"frames": np.zeros((4, 32, 24, 3), np.uint8)}, "frames must be square.*resize_all"),
-        ({"labels": np.zeros(3, np.int64)}, r"labels must have the shape \(4,\), not \(3,\)"),
+        ({"labels": np.zeros(3, np.int64)}, "targets must be 4, one an image, not 3"),
         ({"boxes": np.zeros((3, 4))}, r"boxes must have the shape \(4, 4\), not \(3, 4\)"),
+        ({"boxes": np.tile([4.0, 4, 20, 20], (4, 1))}, r"in \[0, 1\] of the frame; try dividing"),
         ({"config": TrainConfig(loss="giou")}, "loss must be 'cross_entropy'.*not 'giou'"),
     ],
 )

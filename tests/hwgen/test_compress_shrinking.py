@@ -344,6 +344,21 @@ shrink(_small(), _images(), Killed(), config, storage=sys.argv[1])
 """
 
 
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("foo://me:secret@there/search", r"not 'foo://me:\*\*\*@there/search': .*dialects:foo"),
+        ("{folder}/none/search.db", "none/search.db': .*unable to open"),
+        ("://", "not text that is no URL"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_named_without_its_password(tmp_path, storage, message):
+    config = ShrinkConfig(target_saving=0.3)
+    with pytest.raises(ValueError, match=message) as caught:
+        shrink(_small(), _images(), Judge(), config, storage=storage.format(folder=tmp_path))
+    assert "secret" not in str(caught.value)
+
+
 def test_processes_share_a_study_and_redo_what_a_killed_one_left(tmp_path):
     path = str(tmp_path / "study.db")
     root = Path(__file__).parents[2]

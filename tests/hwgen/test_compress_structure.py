@@ -70,6 +70,13 @@ def test_a_layer_that_runs_twice_is_refused():
         discover(nn.Sequential(conv, conv), (3, 8, 8))
 
 
+def test_weights_that_are_not_finite_are_refused_by_name():
+    model = resnet_cifar(8)
+    model.bn1.running_var[3] = float("nan")
+    with pytest.raises(ValueError, match="weights must be finite, but 'bn1.running_var' is not"):
+        discover(model, (3, 16, 16))
+
+
 def test_discovery_leaves_the_mode_alone():
     model = demo_classifier().train()
     discover(model, (3, 32, 32))

@@ -14,6 +14,7 @@ from hwgen.compress import (
     accuracy,
     fastest_precision,
     normalise,
+    predict,
     reestimate_bn,
     train,
 )
@@ -226,3 +227,73 @@ def test_normalise_does_what_the_constants_say():
     image = np.array([[[[0, 128, 255]]]], np.uint8)
     expected = (np.array([0, 128, 255]) / 255 - MEAN) / STD
     np.testing.assert_allclose(normalise(image).reshape(3).numpy(), expected, atol=1e-6)
+
+
+def _trained_on(**change):
+    images, labels = _toy(20)
+    given = {"images": images, "labels": labels, "config": TrainConfig(epochs=1, batch_size=8)}
+    given |= change
+    return train(
+        _model(),
+        lambda _: (given["images"], given["labels"]),
+        given["config"],
+        teacher=given.get("teacher"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((20, 8, 8, 3))}, "images must be uint8 .* not float64.*0 to 255"),
+        ({"images": np.zeros((20, 8, 8), np.uint8)}, r"not uint8 of \(8, 8, 8\)"),
+        ({"images": np.zeros((19, 8, 8, 3), np.uint8)}, "targets must be 19, one an image, not 20"),
+        ({"labels": np.full(20, -100)}, r"labels must be in 0\.\.2, .*, not in -100\.\.-100"),
+        ({"labels": np.full(20, 3)}, r"labels must be in 0\.\.2, the model's classes, not in 3"),
+        ({"labels": np.zeros(20)}, "labels must be integers .*, not float64"),
+        ({"labels": np.zeros((20, 1), int)}, r"not int64 of \(20, 1\)"),
+        ({"teacher": nn.Flatten()}, r"the teacher must have .* \(8, 3\) .*, not \(8, 192\)"),
+        (
+            {"labels": np.zeros((20, 4)), "config": TrainConfig(epochs=1, loss="mse")},
+            r"must give each image \(4,\) numbers, as its target has, not \(3,\)",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_no_training(change, message):
+    with pytest.raises(ValueError, match=message):
+        _trained_on(**change)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_training_needs_two_images(count):
+    images, labels = _toy(count)
+    with pytest.raises(ValueError, match=f"images must be at least 2, .*, not {count}"):
+        _trained_on(images=images, labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_labels_of_any_integers_are_labels(dtype):
+    wanted, _ = _trained_on()
+    trained, _ = _trained_on(labels=_toy(20)[1].astype(dtype))
+    assert torch.equal(trained[0].weight, wanted[0].weight)
+
+
+def test_accuracy_and_predictions_are_of_images_and_one_label_each():
+    images, labels = _toy(20)
+    for wrong in (labels[:7], labels[:, None]):
+        with pytest.raises(ValueError, match=r"labels must have the shape \(20,\)"):
+            accuracy(_model(), images, wrong)
+    with pytest.raises(ValueError, match="images must be at least 1, not 0"):
+        predict(_model(), images[:0])
+
+
+def test_an_epochs_images_are_asked_for_once(tmp_path):
+    images, labels = _toy(20)
+    asked = []
+
+    def samples(epoch):
+        asked.append(epoch)
+        return images, labels
+
+    knobs = TrainConfig(epochs=3, batch_size=8)
+    train(_model(), samples, knobs, checkpoint=tmp_path / "without a suffix")
+    assert asked == [0, 1, 2]

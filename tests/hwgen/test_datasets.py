@@ -80,6 +80,8 @@ def test_dataset_refuses_what_disagrees():
         Dataset(images.astype(np.float32), labels)
     with pytest.raises(ValueError, match=r"labels must have the shape \(2,\)"):
         Dataset(images, np.array([0]))
+    with pytest.raises(ValueError, match="labels must be whole numbers, not float64 such as .*0.5"):
+        Dataset(images, np.array([1.0, 0.5]))
     with pytest.raises(ValueError, match="boxes must be finite and in"):
         Dataset(images, labels, np.array([[0, 0, 30, 30], [0, 0, 1, 1]], np.float32))
     with pytest.raises(ValueError, match="labels must be in 0..0"):
