@@ -317,18 +317,46 @@ def _load_model(text: str, weights: Path | None) -> Any:
         except ModuleNotFoundError as error:
             raise UsageError(f"{error}; give FILE.py:NAME or an installed module") from error
     if not hasattr(module, name):
-        raise UsageError(f"{place} has no {name!r}; it has {sorted(vars(module))}")
+        names = [held for held in sorted(vars(module)) if not held.startswith("_")]
+        raise UsageError(f"{place} has no {name!r}; it has {names}")
     import torch
 
     found = getattr(module, name)
-    model = found if isinstance(found, torch.nn.Module) else found()
+    model = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(
+            f"{text} must be a torch.nn.Module or a function without arguments that returns one, "
+            f"not {type(model).__name__}"
+        )
     if weights is not None:
         from hwgen.compress import insert_approximations, load_compressed
 
         # Of the network as it is, or of its compressed form, which has other shapes.
-        state = torch.load(weights, weights_only=True, map_location="cpu")
+        state = _state_dict(weights)
         model = load_compressed(insert_approximations(model, state), state)
     return model.eval()
+
+
+def _state_dict(path: Path) -> dict[str, Any]:
+    """Load a state dict; refuse anything else that torch.save may have written, or another file."""
+    import pickle
+
+    import torch
+
+    wanted = f"{path} must be a state dict, as torch.save(model.state_dict(), {path.name!r}) writes"
+    try:
+        held = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{wanted}: {str(error).splitlines()[0]}") from error
+    if not isinstance(held, dict):
+        raise UsageError(f"{wanted}, not {type(held).__name__}")
+    others = [key for key, value in held.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UsageError(
+            f"{wanted}, and hold tensors alone, not {others[:5]} too; try saving the state dict "
+            "that may be in it by itself"
+        )
+    return held
 
 
 def _compress(arguments: argparse.Namespace) -> Report:

@@ -271,7 +271,8 @@ class _Run:
             outputs = predict(self.model, self.splits.train.images[:2])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"the network must take the data's {size} images: {error}; try another side"
+                f"the network must give logits for the data's {size} images: {error}; try another "
+                "side, or a wrapper that returns the logits alone"
             ) from error
         classes = self.splits.train.num_classes
         if outputs.ndim != 2 or outputs.shape[1] < classes:

@@ -346,9 +346,9 @@ def train(
             x, y_true = _batch(config, images[index], targets[index], rng, device)
             with half:
                 y = model(x)
-            y = y.float()
             if step == 0:
                 _check_outputs(config, y, targets)
+            y = y.float()
             loss = _loss(config, y, y_true)
             if teacher is not None and config.distill_weight > 0:
                 with torch.no_grad(), half:
@@ -415,8 +415,10 @@ def _checked(config: TrainConfig, images: np.ndarray, targets: np.ndarray) -> np
     return targets.astype(np.int64, copy=False)
 
 
-def _check_outputs(config: TrainConfig, y: Tensor, targets: np.ndarray) -> None:
+def _check_outputs(config: TrainConfig, y: object, targets: np.ndarray) -> None:
     """Refuse a model whose outputs for a batch are not what an epoch's targets are of."""
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the model must return one tensor, not {type(y).__name__}")
     if config.loss != "cross_entropy":
         if y.shape[1:] != targets.shape[1:]:
             raise ValueError(
@@ -578,11 +580,24 @@ def batches(
 
 @torch.no_grad()
 def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode."""
+    """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or the model returns anything but one tensor.
+    """
     was_training = model.training
     model.eval()
-    outputs = [model(x).cpu().numpy() for x in batches(images, device=device_of(model))]
-    model.train(was_training)
+    outputs = []
+    try:
+        for x in batches(images, device=device_of(model)):
+            y = model(x)
+            if not isinstance(y, Tensor):
+                raise ValueError(f"the model must return one tensor, not {type(y).__name__}")
+            outputs.append(y.cpu().numpy())
+    finally:
+        model.train(was_training)
     return np.concatenate(outputs)
 
 

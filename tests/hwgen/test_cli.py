@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hwgen.arch import Bundle, Profile
 from hwgen.cli import main
@@ -124,9 +125,37 @@ def test_errors_are_clear(
 
 
 def test_model_that_does_not_exist(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing name lists what the file has."""
+    """A missing name lists what the file has; a name of something else says what it is."""
     assert compile_into(folder, "huge") == 1
-    assert "has no 'huge'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has no 'huge'" in error and "'tiny'" in error and "__name__" not in error
+    (folder / "net.py").write_text("number = 3\ndef no(): return 'net'\n")
+    for name, kind in (("number", "int"), ("no", "str")):
+        assert compile_into(folder, name) == 1
+        assert f"returns one, not {kind}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("held", "text"),
+    [
+        (b"no archive", "weights.pt') writes: "),
+        ([torch.zeros(1)], "weights.pt') writes, not list"),
+        ({"epoch": 3, "state_dict": {}}, "tensors alone, not ['epoch', 'state_dict'] too"),
+    ],
+)
+def test_weights_that_are_no_state_dict(
+    folder: Path, held: object, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What else may be in a file of weights is named."""
+    file = folder / "weights.pt"
+    if isinstance(held, bytes):
+        file.write_bytes(held)
+    else:
+        torch.save(held, file)
+    arguments = ["compile", f"{folder / 'net.py'}:tiny", "--weights", str(file)]
+    arguments += ["--calibration", str(folder / "images.npz"), "--out", str(folder / "bundle")]
+    assert main(arguments) == 1
+    assert text in capsys.readouterr().err
 
 
 def test_boards_and_docs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

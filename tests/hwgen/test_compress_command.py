@@ -51,6 +51,10 @@ def narrow():
 
 def softmax():
     return nn.Sequential(*net(), nn.Softmax(1))
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x.mean(dim=(2, 3)), x
 """
 
 
@@ -253,7 +257,7 @@ def test_other_budgets_are_refused(text: str) -> None:
         (("--board", "pynq-z9"), "board must be one of"),
         (("--step-epochs", "-0.5"), "--step-epochs must be at least 0, not -0.5"),
         (("--data", "nowhere"), "'nowhere' does not exist"),
-        (("--side", "24"), "must take the data's 3 x 24 x 24 images"),
+        (("--side", "24"), "must give logits for the data's 3 x 24 x 24 images"),
         ((), "must be a trained one"),
     ],
 )
@@ -278,6 +282,8 @@ def test_networks_that_do_not_fit_are_refused(
     torch.save({"other.weight": torch.zeros(1)}, folder / "other.pt")
     assert compress(folder, "--weights", str(folder / "other.pt")) == 1
     assert "state must belong to this model" in capsys.readouterr().err
+    assert compress(folder, name="Two") == 1
+    assert "the model must return one tensor, not tuple" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         compress(folder, "--cost", "time")
     assert "invalid choice: 'time'" in capsys.readouterr().err
