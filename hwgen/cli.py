@@ -339,22 +339,19 @@ def _load_model(text: str, weights: Path | None) -> Any:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     """Load a state dict; refuse anything else that torch.save may have written, or another file."""
-    import pickle
-
     import torch
 
-    wanted = f"{path} must be a state dict, as torch.save(model.state_dict(), {path.name!r}) writes"
-    try:
-        held = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{wanted}: {str(error).splitlines()[0]}") from error
+    from hwgen.compress.training import load_saved
+
+    what = f"a state dict, as torch.save(model.state_dict(), {path.name!r}) writes"
+    held = load_saved(path, what, "cpu")
     if not isinstance(held, dict):
-        raise UsageError(f"{wanted}, not {type(held).__name__}")
+        raise UsageError(f"{path} must be {what}, not {type(held).__name__}")
     others = [key for key, value in held.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UsageError(
-            f"{wanted}, and hold tensors alone, not {others[:5]} too; try saving the state dict "
-            "that may be in it by itself"
+            f"{path} must be {what}, and hold tensors alone, not {others[:5]} too; try saving the "
+            "state dict that may be in it by itself"
         )
     return held
 

@@ -56,6 +56,7 @@ from hwgen.compress.training import (
     Tick,
     TrainConfig,
     accuracy,
+    load_saved,
     save_atomically,
     train,
 )
@@ -283,7 +284,7 @@ class _Run:
             save_atomically(state, path)
             checkpoint.unlink(missing_ok=True)
             self.built = True
-        held = torch.load(path, weights_only=True)
+        held = load_saved(path, "a network of an earlier run")
         self.seconds[name] = held["seconds"]
         return load_compressed(blank, held["model"]).eval(), held["record"]
 

@@ -82,6 +82,8 @@ class CascadeBundle:
         stages = {role: b for role, b in self.members.items() if role != _PREDICTOR}
         self._check_same("classes", {r: b.outputs[0].shape[0] for r, b in stages.items()})
         self._check_same("labels", {r: b.labels for r, b in stages.items()})
+        if self.classes < 2:
+            raise ValueError(f"the stages must have at least 2 classes, not {self.classes}")
         if self.labels is not None and len(self.labels) != self.classes:
             raise ValueError(f"labels must be {self.classes} texts, not {len(self.labels)}")
         if self.predictor is not None and self.predictor.outputs[0].shape[0] != 4:
@@ -171,12 +173,15 @@ class CascadeBundle:
         try:
             manifest = json.loads(contents[_MANIFEST].decode("utf-8"))
             stated = manifest.pop("manifest_sha256")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise BundleError(f"{path} is damaged ({_MANIFEST}: {error}); copy it again") from error
         if _digest(manifest) != stated:
             raise BundleError(
                 f"{path} is damaged: the checksum of {_MANIFEST} does not match; copy it again"
             )
+        missing = {"format_version", "name", "rule", "members", "sha256"} - manifest.keys()
+        if missing:
+            raise BundleError(f"{path} is damaged: {_MANIFEST} lacks {sorted(missing)}")
         if manifest["format_version"] not in _READABLE:
             raise BundleError(
                 f"{path} has format version {manifest['format_version']}, this is version "

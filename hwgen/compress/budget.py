@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from hwgen.compress.cost import Cost, channel_units, tap_steps
@@ -38,7 +37,7 @@ from hwgen.compress.linear_approximation import (
 )
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
 from hwgen.compress.structure import Structure, discover, load_compressed
-from hwgen.compress.training import Tick, reestimate_bn, save_atomically
+from hwgen.compress.training import Tick, load_saved, reestimate_bn, save_atomically
 
 Method = Literal["trim", "lower", "approximate"]
 _METHODS = ("trim", "lower", "approximate")
@@ -181,7 +180,7 @@ def compress_to_budget(
     named = getattr(cost, "__qualname__", type(cost))
     identity = digest(model, images, loop.config, named, fine_tune is not None)
     if path is not None and path.exists():
-        loop.resume(torch.load(path, weights_only=True), identity, path)
+        loop.resume(load_saved(path, "a checkpoint of a budget"), identity, path)
     while loop.advance():
         if path is not None:
             save_atomically(loop.state(identity), path)

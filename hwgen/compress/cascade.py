@@ -141,6 +141,11 @@ def cascade_costs(
 
     ``input_shapes`` has (channels, height, width) for each model, or once for all.
     """
+    if any(np.shape(shape) != (3,) for shape in input_shapes):
+        raise ValueError(
+            f"input_shapes must be of (channels, height, width), not {input_shapes!r}; try "
+            "[(3, 32, 32)]"
+        )
     shapes = list(input_shapes) * (len(models) if len(input_shapes) == 1 else 1)
     if len(shapes) != len(models):
         raise ValueError(
@@ -513,7 +518,8 @@ class _Search:
                 order = np.lexsort((cost, -correct))
         else:
             assert config.target_cost is not None
-            feasible = cost <= config.target_cost
+            # A sum of floats may be some bits above the number that was meant.
+            feasible = cost <= config.target_cost * (1 + 1e-12)
             if feasible.any():
                 order = np.lexsort((cost, -correct, ~feasible))
             else:

@@ -72,6 +72,8 @@ def iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     two empty boxes.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.shape != second.shape or first.shape[1:] != (4,):
+        raise ValueError(f"both must be (N, 4), not {first.shape!r} and {second.shape!r}")
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, 2:], second[:, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=1)
@@ -136,14 +138,24 @@ def crop_all(
     return out
 
 
-def _check_boxes(boxes: np.ndarray, count: int) -> None:
-    """Refuse what is not (count, 4) in [0, 1]."""
+def _check_boxes(boxes: np.ndarray, count: int, ordered: bool = False) -> None:
+    """Refuse what is not (count, 4) in [0, 1] and, if ``ordered``, a box whose edges are swapped.
+
+    A predictor's are not ordered; those that it learns from are.
+    """
     if np.shape(boxes) != (count, 4):
         raise ValueError(f"boxes must have the shape {(count, 4)!r}, not {np.shape(boxes)!r}")
     if not (np.abs(np.asarray(boxes) - 0.5) <= 0.5).all():
         raise ValueError(
             "boxes must be finite and in [0, 1] of the frame; try dividing pixels by the frame's "
             "width and height, or np.clip"
+        )
+    swapped = np.asarray(boxes)[:, 2:] < np.asarray(boxes)[:, :2]
+    if ordered and swapped.any():
+        raise ValueError(
+            "boxes must be xmin, ymin, xmax, ymax, not "
+            f"{np.asarray(boxes)[swapped.any(axis=1)][0].tolist()!r}; try adding x to the width "
+            "and y to the height"
         )
 
 
@@ -191,7 +203,10 @@ def train_predictor(
         If the loss is none for boxes, or there is not one box in [0, 1] for each frame.
     """
     config = config or PredictorConfig()
-    _check_boxes(boxes, len(images))
+    boxes = np.asarray(boxes)
+    _check_boxes(boxes, len(images), ordered=True)
+    if validation is not None:
+        _check_boxes(validation[1], len(validation[0]), ordered=True)
     if config.train.loss not in BOX_LOSSES:
         raise ValueError(f"loss must be one of {BOX_LOSSES!r} for boxes, not {config.train.loss!r}")
     small, target = resize_all(images, config.side), boxes.astype(np.float32)
@@ -453,6 +468,8 @@ def foreground_boxes(
 
     :func:`grad_cam` and :func:`cam_boxes` on a chunk of images at a time; (N, 4) float32 in [0, 1].
     """
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise ValueError(f"labels must have the shape ({len(images)},), not {np.shape(labels)!r}")
     boxes = []
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
@@ -471,6 +488,8 @@ def cam_boxes(maps: np.ndarray, split: float = 0.5) -> np.ndarray:
     """
     if not 0 <= split <= 1:
         raise ValueError(f"split must be in [0, 1] of the map's range, not {split!r}")
+    if not np.isfinite(maps).all():
+        raise ValueError("maps must be finite; try looking for NaN in the model's weights")
     low = maps.min(axis=(1, 2), keepdims=True)
     high = maps.max(axis=(1, 2), keepdims=True)
     above = maps >= low + split * (high - low)
@@ -496,7 +515,7 @@ def save_boxes(path: str | Path, boxes: np.ndarray, images: np.ndarray, source: 
     path
         The file.
     boxes
-        (N, 4) in [0, 1].
+        (N, 4) in [0, 1]: xmin, ymin, xmax, ymax.
     images
         (N, H, W, C) uint8, of which a digest is kept.
     source
@@ -505,9 +524,9 @@ def save_boxes(path: str | Path, boxes: np.ndarray, images: np.ndarray, source: 
     Raises
     ------
     ValueError
-        If there is not one box in [0, 1] for each image.
+        If there is not one box in [0, 1] for each image, its edges in order.
     """
-    _check_boxes(boxes, len(images))
+    _check_boxes(boxes, len(images), ordered=True)
     held = {"boxes": boxes.astype(np.float32), "source": source, "digest": _digest(images)}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **held)  # type: ignore[arg-type]
@@ -524,7 +543,7 @@ def load_boxes(path: str | Path, images: np.ndarray) -> tuple[np.ndarray, str]:
     try:
         with np.load(path, allow_pickle=False) as held:
             boxes, source, digest = held["boxes"], str(held["source"]), str(held["digest"])
-    except (BadZipFile, KeyError, EOFError, ValueError) as error:
+    except (BadZipFile, KeyError, EOFError, TypeError, ValueError) as error:
         raise ValueError(f"{path} must be a file of save_boxes: {error}") from error
     if digest != _digest(images):
         raise ValueError(

@@ -50,6 +50,7 @@ from hwgen.compress.training import (
     TrainConfig,
     accuracy,
     device_of,
+    load_saved,
     normalise,
     predict,
     save_atomically,
@@ -304,7 +305,7 @@ class _Run:
                 {"model": model.state_dict(), "record": record, "seconds": seconds}, path
             )
             checkpoint.unlink(missing_ok=True)
-        held = torch.load(path, weights_only=True, map_location=device_of(self.model))
+        held = load_saved(path, "a network of an earlier run", device_of(self.model))
         self.seconds[name] = held["seconds"]
         return load_compressed(blank, held["model"]).eval(), held["record"]
 

@@ -135,11 +135,15 @@ def measure_relevance(
                 tally[n.name].add(result)
             return result
 
+    was_training = model.training
     model.eval()
     watch = Watch(structure.graph)
-    with torch.no_grad():
-        for x in batches(images, device=device_of(model)):
-            watch.run(x)
+    try:
+        with torch.no_grad():
+            for x in batches(images, device=device_of(model)):
+                watch.run(x)
+    finally:
+        model.train(was_training)
     scores: dict[int, np.ndarray] = {}
     for space in structure.spaces.values():
         if not space.observed:

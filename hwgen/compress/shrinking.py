@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -102,8 +104,14 @@ class ShrinkConfig:
             raise ValueError(
                 f"target_saving must be in (0, 1) or None, not {self.target_saving!r}; try 0.5"
             )
-        if self.max_loss is not None and self.max_loss < 0.0:
-            raise ValueError(f"max_loss must not be negative, not {self.max_loss!r}")
+        if self.max_loss is not None and not self.max_loss >= 0.0:
+            raise ValueError(f"max_loss must be at least 0, not {self.max_loss!r}")
+        if self.sides is not None:
+            try:
+                sides = tuple(operator.index(side) for side in self.sides)
+            except TypeError as error:
+                raise ValueError(f"sides must be whole pixels, not {self.sides!r}") from error
+            object.__setattr__(self, "sides", sides)
         if self.strategy != "contribution" and (
             self.target_saving is None or self.max_loss is not None
         ):
@@ -169,7 +177,7 @@ def shrink(
     config: ShrinkConfig | None = None,
     *,
     cost: Cost = tap_steps,
-    storage: str | None = None,
+    storage: str | Path | None = None,
     study_name: str = "shrink",
     fine_tune: FineTuneAt | None = None,
     progress: Tick | None = None,
@@ -223,10 +231,13 @@ def shrink(
     """
     config = config or ShrinkConfig()
     shrinker = Shrinker(model, images, config.align, config.statistic)
-    named = getattr(cost, "__qualname__", type(cost))
-    identity = digest(model, images, replace(config, trials=1), named, fine_tune is not None)
+    space = _Space(shrinker, config)
+    # A cost has no digest of its own; what it says of the largest and the smallest point tells it.
+    ends = [_priced(shrinker, cost, space.point(end)) for end in (space.whole, space.smallest)]
+    knobs = replace(config, trials=1)
+    identity = digest(model, images, knobs, ends, fine_tune is not None)
     with open_study(storage, study_name, identity) as study:
-        search = _Search(shrinker, config, cost, study, evaluate, fine_tune, progress)
+        search = _Search(shrinker, space, config, cost, study, evaluate, fine_tune, progress)
         search.recover()
         path = search.contribution() if config.strategy == "contribution" else ()
         best = path[-1] if path else search.sampled()
@@ -263,6 +274,8 @@ class _Space:
             for stage, count in zip(shrinker.stages, whole.depths, strict=True)
         }
         self.tops = {**tops, "width": len(self.widths) - 1, "side": len(self.sides) - 1}
+        self.whole: Notches = (0,) * len(self.tops)
+        self.smallest: Notches = tuple(self.tops.values())
         if not any(self.tops.values()):
             raise ValueError(
                 f"the model must have something to shrink along {config.dimensions!r}; try other "
@@ -304,6 +317,14 @@ def _sides(shrinker: Shrinker, config: ShrinkConfig) -> list[int]:
     return sides
 
 
+def _priced(shrinker: Shrinker, cost: Cost, point: ShrinkPoint) -> float:
+    """Return a point's cost; refuse one that nothing can be compared with."""
+    value = float(cost(shrinker.cut(point), shrinker.input_shape(point.side)))
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"cost must return a number above 0, not {value!r} for {point}")
+    return value
+
+
 class _Measured(NamedTuple):
     """What a finished trial knows; no accuracy if it was pruned."""
 
@@ -317,6 +338,7 @@ class _Search:
     def __init__(
         self,
         shrinker: Shrinker,
+        space: _Space,
         config: ShrinkConfig,
         cost: Cost,
         study: optuna.Study,
@@ -327,14 +349,14 @@ class _Search:
         self.shrinker, self.config, self.cost_function = shrinker, config, cost
         self.study, self.evaluate, self.fine_tune = study, evaluate, fine_tune
         self.progress = progress
-        self.space = _Space(shrinker, config)
+        self.space = space
         self.costs: dict[Notches, float] = {}
-        self.start: Notches = (0,) * len(self.space.tops)
+        self.start = space.whole
         self.baseline = self.cost(self.start)
         self.target = -math.inf
         if config.target_saving is not None:
             self.target = (1.0 - config.target_saving) * self.baseline
-            least = self.cost(tuple(self.space.tops.values()))
+            least = self.cost(space.smallest)
             if least > self.target:
                 raise ValueError(
                     f"target_saving must be at most {1 - least / self.baseline:.3f}, which the "
@@ -346,8 +368,7 @@ class _Search:
         """Return a point's cost, counted once a process."""
         if notches not in self.costs:
             point = self.space.point(notches)
-            shape = self.shrinker.input_shape(point.side)
-            self.costs[notches] = self.cost_function(self.shrinker.cut(point), shape)
+            self.costs[notches] = _priced(self.shrinker, self.cost_function, point)
         return self.costs[notches]
 
     def network(self, point: ShrinkPoint) -> nn.Module:
@@ -388,10 +409,10 @@ class _Search:
 
     def run(self, wanted: Notches | None = None) -> None:
         """Do one trial: the first of the queue, else the point wanted, else one drawn."""
-        if wanted is not None and not self.study.get_trials(
-            deepcopy=False, states=(TrialState.WAITING,)
-        ):
-            self.study.enqueue_trial(dict(zip(self.space.tops, wanted, strict=True)))
+        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            # Of a trial that has its worker from the start, a kill leaves nothing that stays.
+            params = {} if wanted is None else dict(zip(self.space.tops, wanted, strict=True))
+            self.study.enqueue_trial(params, {"worker": this_worker()})
         trial = self.study.ask()
         try:
             trial.set_user_attr("worker", this_worker())

@@ -107,6 +107,10 @@ class ShrinkPoint:
     width: float
     side: int
 
+    def __post_init__(self) -> None:
+        """Take any sequence of depths, so that equal points are equal."""
+        object.__setattr__(self, "depths", tuple(self.depths))
+
 
 def shrunk(
     model: nn.Module,

@@ -237,7 +237,7 @@ class _Walk:
                 return self._activation
             if isinstance(module, _TRANSPARENT_MODULES):
                 return self._pass
-            if isinstance(module, nn.Flatten) and module.start_dim == 1:
+            if isinstance(module, nn.Flatten) and len(_shape(node)) == 2:
                 return self._flatten
             return None
         if node.target in _ACTIVATIONS:
@@ -247,10 +247,11 @@ class _Walk:
         if node.target in _TRANSPARENT:
             return self._pass
         is_view = node.target in ("view", "reshape", torch.reshape)
-        if node.target in _FLATTENS or (is_view and len(_shape(node)) == 2):
+        if (node.target in _FLATTENS or is_view) and len(_shape(node)) == 2:
             return self._flatten
-        if node.target in ("mean", torch.mean) and len(_shape(node)) != 3:
-            return self._pass
+        if node.target in ("mean", torch.mean) and len(_shape(node)) in (2, 4):
+            before = _shape(node.all_input_nodes[0])
+            return self._pass if _shape(node)[:2] == before[:2] else None
         return None
 
     def _set(self, node: fx.Node, space: int, repeat: int = 1) -> None:
@@ -304,9 +305,11 @@ class _Walk:
         name = str(node.target)
         if self._again(node):
             return
-        self._set(node, self.space[sources[0]])
-        self.norms.append((name, self.space[node]))
         source = sources[0]
+        self._set(node, self.space[source], self.repeat[source])
+        if self.repeat[source] > 1:
+            self._problem(node, "a batch norm must come before flatten, or after the next layer")
+        self.norms.append((name, self.space[node]))
         if source.op == "call_module" and len(source.users) == 1:
             record = self.layers.get(str(source.target))
             if record is not None:
@@ -396,7 +399,7 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     Raises
     ------
     ValueError
-        If the keys are not those of this model.
+        If the keys are not those of this model, or a tensor is larger than the model's.
     """
     model = drop_blocks(model, _blocks_without(model, state))
     modules = dict(model.named_modules())
@@ -409,6 +412,15 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             module.register_buffer(MASK, value.clone())
             continue
         held = getattr(module, attribute, None)
+        if isinstance(held, Tensor) and (
+            held.ndim != value.ndim
+            or any(more > own for more, own in zip(value.shape, held.shape, strict=True))
+        ):
+            raise ValueError(
+                f"state must belong to this model or a smaller one, whose {key!r} has the shape "
+                f"{tuple(held.shape)!r}, not {tuple(value.shape)!r}; try the number of classes "
+                "that it was trained for"
+            )
         if held is None and attribute == "bias":
             module.bias = nn.Parameter(value.clone())
         elif isinstance(held, nn.Parameter) and held.shape != value.shape:
@@ -478,6 +490,8 @@ def _adds_its_input(module: nn.Module) -> bool:
 
     end = behind(output.args[0], _ACTIVATION_MODULES, _ACTIVATIONS)
     if len(inputs) != 1 or not isinstance(end, fx.Node) or end.target not in _ADDITIONS:
+        return False
+    if end.kwargs:  # alpha scales the input
         return False
     terms = [behind(term, (nn.Identity,), ()) for term in end.all_input_nodes]
     return len(terms) == 2 and terms.count(inputs[0]) == 1

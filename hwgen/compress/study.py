@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 _OPENINGS = 30  # of a storage that other processes are making
@@ -22,7 +22,7 @@ _SESSION = uuid.uuid4().hex  # tells this process from an earlier one of the sam
 
 
 @contextmanager
-def open_study(storage: str | None, name: str, digest: str) -> Iterator[optuna.Study]:
+def open_study(storage: str | Path | None, name: str, digest: str) -> Iterator[optuna.Study]:
     """Open or make the study, refuse one of another search, and close its storage at the end."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     backend: optuna.storages.BaseStorage = optuna.storages.InMemoryStorage()
@@ -48,7 +48,7 @@ def open_study(storage: str | None, name: str, digest: str) -> Iterator[optuna.S
             backend.engine.dispose()
 
 
-def _database(storage: str) -> optuna.storages.RDBStorage:
+def _database(storage: str | Path) -> optuna.storages.RDBStorage:
     """Open a storage; with SQLite, processes wait up to a minute for each other.
 
     Optuna makes the tables that it finds missing, one by one; of processes that open a new storage
@@ -59,8 +59,11 @@ def _database(storage: str) -> optuna.storages.RDBStorage:
     ValueError
         If it cannot be opened; a password is not shown.
     """
-    url = storage if "://" in storage else f"sqlite:///{Path(storage).resolve()}"
+    url = str(storage)
     try:
+        if "://" not in url:
+            file = URL.create("sqlite", database=str(Path(url).resolve()))
+            url = file.render_as_string()  # with what means something else in a URL escaped
         shown = repr(make_url(url).render_as_string(hide_password=True))
     except ArgumentError:
         shown = "text that is no URL"

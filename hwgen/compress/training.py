@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -321,7 +322,7 @@ def train(
         drawn[0] = samples(0)
         identity = _identity(config, model, teacher, drawn[0])
     if path is not None and path.exists():
-        state = torch.load(path, weights_only=True, map_location=device)
+        state = load_saved(path, "a checkpoint of a training", device)
         _resume(path, state, identity, model)
         optimizer.load_state_dict(state["optimizer"])
         first_epoch = state["epoch"]
@@ -614,18 +615,71 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     return float((predict(model, images).argmax(axis=1) == labels).mean())
 
 
+def load_saved(path: str | Path, what: str, device: torch.device | str | None = None) -> Any:
+    """``torch.load`` of what holds tensors and plain values alone, and so runs no code.
+
+    Raises
+    ------
+    ValueError
+        For any other file: it must be ``what``.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location=device)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} must be {what}; it is damaged, of another kind, or holds more than tensors; "
+            "try making it anew"
+        ) from error
+
+
 @torch.no_grad()
 def reestimate_bn(model: nn.Module, images: np.ndarray) -> nn.Module:
-    """Return a copy whose batch norms' statistics are those of ``images``, each counted once."""
+    """Return a copy whose batch norms' statistics are those of ``images``, each counted once.
+
+    Raises
+    ------
+    ValueError
+        If there are no images.
+    """
     model = copy.deepcopy(model).eval()
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    moments = {norm: _Moments() for norm in norms}
+    hooks = [norm.register_forward_pre_hook(moments[norm]) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
         norm.train()
-    for x in batches(images, device=device_of(model)):
+    # Of even sizes: a last batch of one image may have one value a channel, which has no variance.
+    for x in batches(images, -(-len(images) // max(1, -(-len(images) // 250))), device_of(model)):
         model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for hook in hooks:
+        hook.remove()
+    for norm, found in moments.items():
+        found.write(norm)
     return model.eval()
+
+
+class _Moments:
+    """Mean and variance of each channel over all batches that a batch norm is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.squares = torch.zeros(())
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Take in a batch (Chan et al., COMPSTAT 1982, equations 2.1)."""
+        x = inputs[0]
+        variance, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+        variance, mean = variance.double(), mean.double()
+        more, before = x.numel() // x.shape[1], self.count
+        self.count = before + more
+        apart = mean - self.mean.to(mean)
+        self.mean = mean - apart * (before / self.count)
+        squares = self.squares.to(mean) + variance * more
+        self.squares = squares + apart**2 * (before * more / self.count)
+
+    def write(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """Set a batch norm's statistics; one that nothing ran through keeps what it has."""
+        if self.count and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(self.mean)
+            norm.running_var.copy_(self.squares / max(1, self.count - 1))

@@ -242,6 +242,29 @@ def test_a_cascade_of_before_there_were_glances_loads(cascade, tmp_path) -> None
     assert CascadeBundle.load(file) == cascade
 
 
+@pytest.mark.parametrize("manifest", ["[]", "[" * 100_000])
+def test_a_manifest_of_another_kind_is_refused(cascade, tmp_path, manifest) -> None:
+    def changed(contents) -> None:
+        contents["cascade.json"] = manifest.encode()
+
+    file = cascade.save(tmp_path / "pets.cascade")
+    rewritten(file, changed)
+    with pytest.raises(BundleError, match="pets.cascade is damaged"):
+        CascadeBundle.load(file)
+
+
+def test_a_manifest_that_lacks_something_is_refused(cascade, tmp_path) -> None:
+    def shorter(contents) -> None:
+        body = json.loads(contents["cascade.json"])
+        del body["manifest_sha256"], body["rule"]
+        contents["cascade.json"] = json.dumps({**body, "manifest_sha256": _digest(body)}).encode()
+
+    file = cascade.save(tmp_path / "pets.cascade")
+    rewritten(file, shorter)
+    with pytest.raises(BundleError, match=r"cascade.json lacks \['rule'\]"):
+        CascadeBundle.load(file)
+
+
 def test_a_member_of_another_version_is_refused(cascade, tmp_path, monkeypatch) -> None:
     file = cascade.save(tmp_path / "pets.cascade")
     monkeypatch.setattr("hwgen.arch.bundle.FORMAT_VERSION", 99)
@@ -285,3 +308,6 @@ def test_members_must_fit(cascade, parts) -> None:
     refused("predictor must give 4 numbers", predictor=small)
     short = tuple(dataclasses.replace(bundle, labels=("cat",)) for bundle in cascade.stages)
     refused("labels must be 3 texts, not 1", stages=short)
+    one = dataclasses.replace(large.outputs[0], shape=(1, 1, 1))
+    lone = tuple(dataclasses.replace(bundle, outputs=(one,)) for bundle in cascade.stages)
+    refused("stages must have at least 2 classes, not 1", stages=lone)

@@ -138,7 +138,7 @@ def test_model_that_does_not_exist(folder: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("held", "text"),
     [
-        (b"no archive", "weights.pt') writes: "),
+        (b"no archive", "weights.pt') writes; it is damaged, of another kind"),
         ([torch.zeros(1)], "weights.pt') writes, not list"),
         ({"epoch": 3, "state_dict": {}}, "tensors alone, not ['epoch', 'state_dict'] too"),
     ],

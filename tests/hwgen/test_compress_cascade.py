@@ -75,6 +75,17 @@ def three_stages():
     return stages, np.array([1, 1, 1, 1]), [10, 100, 1000]
 
 
+def test_a_target_is_met_up_to_the_rounding_of_sums() -> None:
+    stages, labels = [np.eye(3), np.eye(3)], np.arange(3)
+    _, report = fit_cascade(stages, labels, [0.1, 0.2], CascadeConfig(target_cost=0.1))
+    assert report.accuracy == 1.0 and report.cost == pytest.approx(0.1, rel=1e-12)
+
+
+def test_costs_are_of_shapes() -> None:
+    with pytest.raises(ValueError, match=r"input_shapes must be of .*, not \(3, 8, 8\); try"):
+        cascade_costs([nn.Identity()] * 3, (3, 8, 8), lambda model, shape: 1.0)
+
+
 def test_cost_by_hand() -> None:
     # Margins are tanh(d / 2) of the logits' difference d: 0.46 for 1, 0.76 for 2, 0.96 for 4.
     stages, labels, costs = three_stages()

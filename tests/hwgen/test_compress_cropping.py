@@ -451,7 +451,7 @@ def test_what_is_no_training_on_crops_is_refused(change, message):
 def test_saved_boxes_belong_to_their_images(tmp_path):
     rng = np.random.default_rng(12)
     images = rng.integers(0, 256, (5, 16, 16, 3)).astype(np.uint8)
-    boxes = rng.random((5, 4)).astype(np.float32)
+    boxes = np.sort(rng.random((5, 2, 2)), axis=1).reshape(5, 4).astype(np.float32)
     save_boxes(tmp_path / "boxes.npz", boxes, images, "Grad-CAM")
     held, source = load_boxes(tmp_path / "boxes.npz", images)
     assert np.array_equal(held, boxes) and source == "Grad-CAM"
@@ -463,6 +463,39 @@ def test_saved_boxes_belong_to_their_images(tmp_path):
         save_boxes(tmp_path / "boxes.npz", boxes * 16, images, "true")
     assert np.array_equal(load_boxes(tmp_path / "boxes.npz", images)[0], boxes)
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.npz"]
+    with pytest.raises(ValueError, match="xmin, ymin, xmax, ymax, not .*try adding x to the width"):
+        save_boxes(tmp_path / "boxes.npz", boxes[:, [2, 3, 0, 1]], images, "true")
     (tmp_path / "boxes.npz").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="must be a file of save_boxes"):
         load_boxes(tmp_path / "boxes.npz", images)
+    np.save(tmp_path / "boxes.npy", boxes)
+    with pytest.raises(ValueError, match="must be a file of save_boxes"):
+        load_boxes(tmp_path / "boxes.npy", images)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "validation", "message"),
+    [
+        (np.tile([0.6, 0.6, 0.2, 0.2], (4, 1)), None, "boxes must be xmin, ymin, xmax, ymax"),
+        (None, np.tile([0.0, 0, 8, 8], (4, 1)), r"in \[0, 1\] of the frame"),
+        (None, np.tile([0.0, 0, 1, 1], (1, 1)), r"shape \(4, 4\), not \(1, 4\)"),
+    ],
+)
+def test_boxes_are_checked_before_a_predictor_is_trained(boxes, validation, message):
+    frames, whole = np.zeros((4, 32, 32, 3), np.uint8), np.tile([0.0, 0, 1, 1], (4, 1))
+    given = (frames, whole if validation is None else validation)
+    with pytest.raises(ValueError, match=message):
+        train_predictor(
+            ForegroundPredictor(), frames, whole if boxes is None else boxes, validation=given
+        )
+
+
+def test_boxes_of_no_number_and_labels_of_other_images_are_refused():
+    with pytest.raises(ValueError, match="maps must be finite"):
+        cam_boxes(np.full((2, 4, 4), np.nan))
+    with pytest.raises(ValueError, match=r"labels must have the shape \(4,\), not \(6,\)"):
+        foreground_boxes(
+            resnet8(), np.zeros((4, 32, 32, 3), np.uint8), np.zeros(6, np.int64), chunk=2
+        )
+    with pytest.raises(ValueError, match=r"both must be \(N, 4\), not \(4, 4\) and \(1, 4\)"):
+        mean_iou(np.zeros((4, 4)), np.zeros((1, 4)))

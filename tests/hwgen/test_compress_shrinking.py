@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,67 @@ def test_a_study_may_be_given_more_trials_and_shares_its_file(tmp_path):
     study._storage.remove_session()
 
 
+def test_a_study_of_another_cost_is_refused(tmp_path):
+    config = ShrinkConfig(target_saving=0.3, align=4, sides=(12, 8))
+    path = tmp_path / "100%? a study#1.db"
+    shrink(_small(), _images(), Judge(), config, storage=path, cost=partial(tap_steps, tn=16))
+    with pytest.raises(ValueError, match="must belong to this model"):
+        shrink(_small(), _images(), Judge(), config, storage=path, cost=partial(tap_steps, tn=4))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_costs_and_sides_may_be_numpys_numbers(tmp_path):
+    sides = tuple(np.array([12, 8]))
+    config = ShrinkConfig(target_saving=0.3, align=4, sides=sides)
+    expected = shrink(_small(), _images(), Judge(), config, cost=macs)
+    found = shrink(
+        _small(), _images(), Judge(), config, cost=lambda m, s: np.int64(macs(m, s)),
+        storage=tmp_path / "study.db",
+    )  # fmt: skip
+    assert found.history == expected.history
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf")])
+def test_a_cost_that_nothing_compares_with_is_refused(value):
+    config = ShrinkConfig(target_saving=0.3, align=4, sides=(12, 8))
+    with pytest.raises(ValueError, match="cost must return a number above 0, not"):
+        shrink(_small(), _images(), Judge(), config, cost=lambda m, s: value)
+
+
+def test_points_are_equal_whatever_holds_their_depths():
+    assert ShrinkPoint([3, 1], 1.0, 16) == ShrinkPoint((3, 1), 1.0, 16)
+
+
+KILLED_WHILE_ASKING = """
+import os, sys
+import optuna
+from tests.hwgen.test_compress_shrinking import Judge, _images, _small
+from hwgen.compress.shrinking import ShrinkConfig, shrink
+
+asked, ask = [], optuna.Study.ask
+
+def killed(study):
+    trial = ask(study)
+    asked.append(trial.number)
+    if len(asked) == 3:
+        os._exit(9)
+    return trial
+
+optuna.Study.ask = killed
+config = ShrinkConfig(strategy="random", trials=6, target_saving=0.3, align=4, sides=(12, 8))
+shrink(_small(), _images(), Judge(), config, storage=sys.argv[1])
+"""
+
+
+def test_a_kill_between_a_trial_and_its_point_changes_nothing(tmp_path):
+    path, root = str(tmp_path / "study.db"), Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED_WHILE_ASKING, path]
+    assert subprocess.run(command, cwd=root, check=False).returncode == 9
+    config = ShrinkConfig(strategy="random", trials=6, target_saving=0.3, align=4, sides=(12, 8))
+    found = shrink(_small(), _images(), Judge(), config, storage=path)
+    assert found.history == shrink(_small(), _images(), Judge(), config).history
+
+
 WORKER = """
 import os, sys
 from tests.hwgen.test_compress_shrinking import Judge, _images, _small
@@ -406,7 +468,9 @@ def test_a_study_of_another_search_is_refused(tmp_path):
         ({"strategy": "anneal"}, "strategy must be one of"),
         ({"target_saving": 1.0}, r"target_saving must be in \(0, 1\)"),
         ({"target_saving": None}, "target_saving or max_loss must be given"),
-        ({"max_loss": -0.1}, "max_loss must not be negative"),
+        ({"max_loss": -0.1}, "max_loss must be at least 0"),
+        ({"max_loss": float("nan")}, "max_loss must be at least 0, not nan"),
+        ({"sides": (12.0,)}, r"sides must be whole pixels, not \(12.0,\)"),
         ({"strategy": "random", "max_loss": 0.0}, "must have a target_saving and no max_loss"),
         ({"trials": 0}, "trials must be at least 1, not 0"),
         ({"statistic": "mean"}, "statistic must be mean_abs, .* not 'mean'"),

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from hwgen.compress import UnsupportedStructure, discover, load_compressed, macs, tap_steps
 from hwgen.compress.cost import parameters
+from hwgen.compress.structure import identity_blocks
 from hwgen.models import demo_classifier, mobilenet_v1, resnet_cifar
 
 
@@ -75,6 +76,56 @@ def test_weights_that_are_not_finite_are_refused_by_name():
     model.bn1.running_var[3] = float("nan")
     with pytest.raises(ValueError, match="weights must be finite, but 'bn1.running_var' is not"):
         discover(model, (3, 16, 16))
+
+
+class _Mean(nn.Module):
+    def __init__(self, *layers, by):
+        super().__init__()
+        self.layers, self.by = nn.Sequential(*layers), by
+
+    def forward(self, x):
+        return self.by(self.layers(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            nn.Sequential(
+                nn.Conv2d(3, 16, 3), nn.Flatten(), nn.BatchNorm1d(16 * 36), nn.Linear(16 * 36, 4)
+            ),
+            "a batch norm must come before flatten",
+        ),
+        (_Mean(nn.Conv2d(3, 16, 3), by=lambda x: x.flatten(2).mean(2)), "flatten"),
+        (_Mean(nn.Conv2d(3, 16, 3), by=lambda x: x.mean(1, keepdim=True)), "mean"),
+        (_Mean(nn.Conv2d(3, 16, 3), by=lambda x: x.mean((0, 1))), "mean"),
+    ],
+)
+def test_what_mixes_channels_and_places_is_refused(model, message):
+    with pytest.raises(UnsupportedStructure, match=message):
+        macs(model, (3, 8, 8))
+
+
+def test_a_scaled_input_is_no_shortcut():
+    class Block(nn.Module):
+        def __init__(self, alpha):
+            super().__init__()
+            self.conv, self.alpha = nn.Conv2d(3, 3, 3, padding=1), alpha
+
+        def forward(self, x):
+            if self.alpha is None:
+                return torch.add(self.conv(x), x)
+            return torch.add(self.conv(x), x, alpha=self.alpha)
+
+    blocks = nn.Sequential(Block(None), Block(0.5))
+    assert identity_blocks(blocks) == ("0",)
+
+
+def test_a_state_of_a_larger_network_is_refused():
+    with pytest.raises(
+        ValueError, match=r"'linear.weight' has the shape .*, not .*number of classes"
+    ):
+        load_compressed(demo_classifier(10), demo_classifier(100).state_dict())
 
 
 def test_discovery_leaves_the_mode_alone():

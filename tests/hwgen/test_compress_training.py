@@ -229,6 +229,27 @@ def test_normalise_does_what_the_constants_say():
     np.testing.assert_allclose(normalise(image).reshape(3).numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [251, 3])
+def test_batch_norms_have_the_statistics_of_all_images_each_counted_once(count):
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 100, (count, 1, 1, 3)).astype(np.uint8)
+    images[-1] = 255  # alone in a last batch it would weigh as much as all others, or be none
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False))
+    found = reestimate_bn(model, images)
+    pixels = normalise(images).double().numpy()
+    np.testing.assert_allclose(found[0].running_mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found[0].running_var, pixels.var(axis=(0, 2, 3), ddof=1), rtol=1e-5)
+    assert not found[0].training and torch.equal(model[0].running_mean, torch.zeros(3))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
+    images, labels = _toy(20)
+    (tmp_path / "notes.txt").write_text("nothing of the kind")
+    knobs = TrainConfig(epochs=1, batch_size=8)
+    with pytest.raises(ValueError, match=r"notes.txt must be a checkpoint of a training; it is"):
+        train(_model(), lambda _: (images, labels), knobs, checkpoint=tmp_path / "notes.txt")
+
+
 def _trained_on(**change):
     images, labels = _toy(20)
     given = {"images": images, "labels": labels, "config": TrainConfig(epochs=1, batch_size=8)}
