@@ -306,11 +306,18 @@ def _load_model(text: str, weights: Path | None) -> Any:
             f"MODEL must be FILE.py:NAME, package.module:NAME or FILE.onnx, not {text!r}"
         )
     if place.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+        spec = importlib.util.spec_from_file_location(f"shears_model_{Path(place).stem}", place)
         if spec is None or spec.loader is None or not Path(place).is_file():
             raise UsageError(f"there is no file {place!r}")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        sys.path.insert(0, str(Path(place).resolve().parent))  # its neighbours are what it imports
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            raise UsageError(f"{place} cannot be imported: {error}") from error
+        finally:
+            sys.path.pop(0)
     else:
         try:
             module = importlib.import_module(place)
@@ -369,8 +376,15 @@ def _compress(arguments: argparse.Namespace) -> Report:
     from hwgen.demo_training import progress_bars
 
     augment = Augment(flip=arguments.flip, shift=arguments.shift)
-    if arguments.step_epochs < 0.0:
+    if not 0.0 <= arguments.step_epochs < math.inf:
         raise UsageError(f"--step-epochs must be at least 0, not {arguments.step_epochs!r}")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise UsageError(
+            f"--device must be 'cpu', or one that torch has here, such as 'cuda' where there is a "
+            f"GPU, not {arguments.device!r}"
+        ) from error
     plain, whole = CompressionConfig(), math.ceil(arguments.step_epochs)
     rate = arguments.learning_rate
     config = CompressionConfig(
@@ -423,11 +437,13 @@ def _compress(arguments: argparse.Namespace) -> Report:
         summary_rows(report),
         words=1,
     )
+    out: Path = arguments.out
+    command = ("shears", "compile", arguments.model, "--weights", str(out / "compressed.pt"),
+               "--calibration", str(out / "calibration.npz"), "--board", arguments.board,
+               "--out", str(out / "bundle"))  # fmt: skip
     print(
-        f"{arguments.out}: report.html, report.json, compressed.pt, calibration.npz. To compile:\n"
-        f"  shears compile {shlex.quote(arguments.model)} --weights {arguments.out}/compressed.pt "
-        f"--calibration {arguments.out}/calibration.npz --board {arguments.board} "
-        f"--out {arguments.out}/bundle"
+        f"{out}: report.html, report.json, compressed.pt, calibration.npz. To compile:\n"
+        f"  {shlex.join(command)}"
     )
     return report.to_dict()
 

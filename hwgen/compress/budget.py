@@ -12,6 +12,7 @@ one knob for the whole network goes through :func:`tightest` instead.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,14 @@ from hwgen.compress.linear_approximation import (
 )
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
 from hwgen.compress.structure import Structure, discover, load_compressed
-from hwgen.compress.training import Tick, load_saved, reestimate_bn, save_atomically
+from hwgen.compress.training import (
+    Tick,
+    load_saved,
+    reestimate_bn,
+    retrained,
+    save_atomically,
+    shape_of,
+)
 
 Method = Literal["trim", "lower", "approximate"]
 _METHODS = ("trim", "lower", "approximate")
@@ -210,12 +218,17 @@ class _Loop:
         cost: Cost,
         fine_tune: FineTune | None,
     ) -> None:
-        self.original, self.model = model.eval(), model
+        self.original = self.model = copy.deepcopy(model).eval()
         self.images, self.validate, self.config = images, validate, config
         self.fine_tune = fine_tune
-        self.input_shape = (images.shape[3], images.shape[1], images.shape[2])
+        self.input_shape = shape_of(images)
         self.cost = cost
-        accuracy, start = validate(model), cost(model, self.input_shape)
+        accuracy, start = validate(self.model), cost(self.model, self.input_shape)
+        if not 0.0 <= accuracy <= 1.0:
+            raise ValueError(
+                f"validate must return an accuracy in [0, 1], not {accuracy!r}; try the share of "
+                "right answers"
+            )
         floor = accuracy - config.max_loss
         self.report = BudgetReport(accuracy, start, floor, accuracy, start)
         self.scores: dict[tuple[str, str], _Score] = {}
@@ -237,7 +250,7 @@ class _Loop:
             trial = self._apply(key, units)
             if trial is not None:
                 if self.fine_tune is not None:
-                    trial = self.fine_tune(trial)
+                    trial = retrained(self.fine_tune(trial))
                 accuracy = self.validate(trial)
                 if accuracy >= self.report.floor:
                     cost = self.cost(trial, self.input_shape)
@@ -364,7 +377,7 @@ class _Loop:
 
     def resume(self, state: dict[str, Any], identity: str, path: Path) -> None:
         """Go on from a saved state."""
-        if state["digest"] != identity:
+        if not isinstance(state, dict) or state.get("digest") != identity:
             raise ValueError(
                 f"{path} must belong to this model, these images and this budget, not to others; "
                 "try deleting it or naming another file"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -15,14 +15,37 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in held}
 
 
+def form(model: nn.Module) -> str:
+    """Return what a model computes apart from its tensors, as text.
+
+    That is its modules with their knobs and, if torch.fx can follow it, its graph in eval mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        graph = fx.Tracer().trace(model.eval())
+        steps = [
+            f"{node.op} {getattr(node.target, '__name__', node.target)} {node.args} {node.kwargs}"
+            for node in graph.nodes
+        ]
+    except Exception:  # whatever tracing trips over, such a model is told by its modules alone
+        steps = []
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return "\n".join([repr(model), *steps])
+
+
 def digest(*parts: object) -> str:
-    """Return SHA-256, as hex, of models (names and values), arrays, bytes, and ``repr`` of others.
+    """Return SHA-256, as hex, of models, arrays, bytes, and ``repr`` of others.
+
+    Models are told by their :func:`form` and by their tensors' names and values.
 
     A ``repr`` must be the same in every run: give no objects that show their address.
     """
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, nn.Module):
+            sha.update(form(part).encode())
             for name, value in tensors(part).items():
                 sha.update(name.encode())
                 _add(sha, value.cpu().contiguous().numpy())

@@ -25,7 +25,7 @@ from hwgen.compress.cost import channel_units, supports
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, OneRetrain, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
+from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
 
 LADDER = (7, 5, 3, 1)
 Importance = Literal["relevance", "energy", "residual"]
@@ -156,7 +156,7 @@ def lower_kernels(
         raise ValueError("fine_tune must be given for retrain='fine_tune'; try 'reestimate_bn'")
     original = model.eval()
     model = copy.deepcopy(model)
-    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    structure = discover(model, shape_of(images))
     able = lowerable(model, structure, config.ladder)
     names = able if config.layers is None else list(config.layers)
     unknown = [name for name in names if name not in able]
@@ -175,7 +175,7 @@ def lower_kernels(
     if config.retrain != "none" and report:
         model = reestimate_bn(model, images)
     if config.retrain == "fine_tune" and fine_tune is not None:
-        model = fine_tune(model)
+        model = retrained(fine_tune(model))
     return model.eval(), KernelReport(report)
 
 

@@ -34,7 +34,7 @@ from hwgen.compress.relevance import (
     remove_channels,
 )
 from hwgen.compress.structure import Space, Structure, discover
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
+from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
 
 Form = Literal["folded", "explicit"]
 Importance = Literal["residual", "effect", "relevance"]
@@ -178,7 +178,7 @@ def approximate_maps(
     """
     if config.retrain == "fine_tune" and fine_tune is None:
         raise ValueError("fine_tune must be given for retrain='fine_tune'; try 'reestimate_bn'")
-    input_shape = (images.shape[3], images.shape[1], images.shape[2])
+    input_shape = shape_of(images)
     model = copy.deepcopy(model).eval()
     structure = discover(model, input_shape)
     possible = [s.producers[0] for s in approximable(model, structure, config.form)]
@@ -199,7 +199,7 @@ def approximate_maps(
     if config.retrain != "none" and report:
         model = reestimate_bn(model, images)
     if config.retrain == "fine_tune" and fine_tune is not None:
-        model = fine_tune(model)
+        model = retrained(fine_tune(model))
     return model.eval(), ApproximationReport(report)
 
 

@@ -13,6 +13,7 @@ import bisect
 import copy
 import json
 import math
+import os
 import platform
 import time
 from collections import Counter
@@ -54,9 +55,11 @@ from hwgen.compress.training import (
     normalise,
     predict,
     save_atomically,
+    shape_of,
     train,
+    with_masks,
 )
-from hwgen.datasets import Splits
+from hwgen.datasets import Dataset, Splits
 
 STEP_METHODS: tuple[Method, ...] = ("trim", "lower", "approximate")
 METHODS = (*STEP_METHODS, "slices")
@@ -180,6 +183,10 @@ def cost_named(name: str, board: str | Path) -> Cost:
     return cycles
 
 
+DESCRIBED = frozenset({"model", "weights", "data", "run"})
+"""What a report may be told of where its network and data are from."""
+
+
 def compress_network(
     model: nn.Module,
     splits: Splits,
@@ -224,16 +231,19 @@ def compress_network(
         compiled for the board, or its channels cannot be followed.
     """
     config = config or CompressionConfig()
+    unknown = set(described or ()) - DESCRIBED
+    if unknown:
+        raise ValueError(f"described must be of {sorted(DESCRIBED)}, not {sorted(unknown)}")
     run = _Run(model, splits, Path(folder), config, progress)
-    base = run.learned()
+    base = with_masks(run.learned())
     floor = run.floor(base)
     smaller, refused = run.steps(base)
     smaller = run.slices(base, smaller, floor)
     smaller = _on_cpu(run.finished(base, smaller))
+    report = run.report(_on_cpu(base), smaller, floor, refused, dict(described or {}))
     save_atomically(smaller.state_dict(), run.out / "compressed.pt")
     with replacing(run.out / "calibration.npz") as temporary:
         np.savez(temporary, images=normalise(run.images).contiguous().numpy())
-    report = run.report(_on_cpu(base), smaller, floor, refused, dict(described or {}))
     write_report(run.out, report)
     return smaller, report
 
@@ -249,11 +259,11 @@ class _Run:
         config: CompressionConfig,
         progress: Tick | None,
     ) -> None:
-        self.model, self.splits, self.out, self.config = model.eval(), splits, out, config
+        self.model, self.splits = copy.deepcopy(model).eval(), splits
+        self.out, self.config = out, config
         self.tick: Tick = progress if progress is not None else lambda name, done, total: None
         self.board = load_board(config.board)
-        height, width, channels = splits.train.images.shape[1:]
-        self.shape = (channels, height, width)
+        self.shape = shape_of(splits.train.images)
         self.cost = cost_named(config.cost, config.board)
         self.array_steps = for_machine(self.board.config)
         self._check()
@@ -262,12 +272,28 @@ class _Run:
         chosen = rng.choice(len(splits.train), count, replace=False)
         self.images, self.labels = splits.train.images[chosen], splits.train.labels[chosen]
         self.folder = out / "checkpoints" / self._digest()
+        there = next(place for place in (out, *out.resolve().parents) if place.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ValueError(f"folder must be one that can be written, not {str(out)!r}")
         self.trials: list[Trial] = []
         self.seconds: dict[str, float] = {}
+
+    @property
+    def parts(self) -> dict[str, Dataset]:
+        """The three splits by name."""
+        return {name: getattr(self.splits, name) for name in ("train", "validation", "test")}
 
     def _check(self) -> None:
         """Refuse before any work what cannot be compressed, or not with these images."""
         size = " x ".join(map(str, self.shape))
+        for name, split in self.parts.items():
+            if not len(split):
+                raise ValueError(f"the {name} split must hold an image, not none")
+            if shape_of(split.images) != self.shape:
+                other = " x ".join(map(str, shape_of(split.images)))
+                raise ValueError(
+                    f"the {name} split must have images of {size} as train has, not of {other}"
+                )
         try:
             outputs = predict(self.model, self.splits.train.images[:2])
         except (RuntimeError, ValueError) as error:
@@ -275,7 +301,7 @@ class _Run:
                 f"the network must give logits for the data's {size} images: {error}; try another "
                 "side, or a wrapper that returns the logits alone"
             ) from error
-        classes = self.splits.train.num_classes
+        classes = max(1 + int(split.labels.max()) for split in self.parts.values())
         if outputs.ndim != 2 or outputs.shape[1] < classes:
             raise ValueError(
                 f"the network must return a logit for each of the data's {classes} classes, "
@@ -287,7 +313,7 @@ class _Run:
     def _digest(self) -> str:
         """Return 16 digits of what the result depends on: arguments, device, this room's code."""
         parts: list[object] = [self.config, self.board, device_of(self.model).type, self.model]
-        for split in (self.splits.train, self.splits.validation, self.splits.test):
+        for split in self.parts.values():
             parts += [split.images, split.labels]
         parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
         return digest(*parts)[:16]
@@ -321,7 +347,7 @@ class _Run:
             if share >= 1.0:
                 return data.images, data.labels
             rng = np.random.default_rng((self.config.seed, salt, epoch))
-            chosen = rng.permutation(len(data))[: math.ceil(share * len(data))]
+            chosen = rng.permutation(len(data))[: max(2, math.ceil(share * len(data)))]
             return data.images[chosen], data.labels[chosen]
 
         return draw
@@ -372,6 +398,8 @@ class _Run:
         found = self.validate(base)
         labels = Counter(self.splits.validation.labels.tolist())
         commonest = max(labels.values()) / len(self.splits.validation)
+        if len(labels) < 2:
+            raise ValueError("the validation split must have images of 2 classes or more, not 1")
         if found <= commonest:
             raise ValueError(
                 f"the network must be a trained one, not one that is right on {found:.1%} of the "
@@ -483,7 +511,7 @@ class _Run:
         )[0]
 
     def finished(self, base: nn.Module, model: nn.Module) -> nn.Module:
-        """Fine-tune; keep that if it is no worse."""
+        """Fine-tune; keep that if it is no worse, and costs no more."""
         if not self.config.finish.epochs or not self.trials:
             return model
 
@@ -494,10 +522,9 @@ class _Run:
 
         tuned = self.stage("fine-tuning", base, build)[0]
         value, target = self.validate(tuned), f"{self.config.finish.epochs} epochs"
-        better = value >= self.validate(model)
-        self.trials.append(
-            Trial("fine-tune", target, value, self.cost(tuned, self.shape), taken=better)
-        )
+        spent = self.cost(tuned, self.shape)
+        better = value >= self.validate(model) and spent <= self.cost(model, self.shape)
+        self.trials.append(Trial("fine-tune", target, value, spent, taken=better))
         return tuned if better else model
 
     def figures(self, model: nn.Module) -> Figures:
@@ -532,7 +559,7 @@ class _Run:
             self.tick("measuring", number, 2)
             figures.append(self.figures(model))
         self.tick("measuring", 2, 2)
-        machine, parts = self.board.config, ("train", "validation", "test")
+        machine = self.board.config
         return CompressionReport(
             before=figures[0],
             after=figures[1],
@@ -546,7 +573,7 @@ class _Run:
             board=self.board.key,
             clock_hz=self.board.accelerator_hz,
             device=_device_name(device_of(self.model)),
-            images={name: len(getattr(self.splits, name)) for name in parts},
+            images={name: len(split) for name, split in self.parts.items()},
             seconds=self.seconds,
             **described,
         )

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn
+from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
 
 Statistic = Literal["mean_abs", "max", "rms", "std", "fraction_active"]
 Criterion = Literal["threshold", "keep_fraction", "global_rank"]
@@ -297,7 +297,7 @@ def trim_by_relevance(
             f"fine_tune must be given for retrain={config.retrain!r}; try 'reestimate_bn'"
         )
     rounds = config.rounds if config.retrain == "iterate" else 1
-    input_shape = (images.shape[3], images.shape[1], images.shape[2])
+    input_shape = shape_of(images)
     original: dict[str, np.ndarray] = {}
     first: dict[str, np.ndarray] = {}
     before = 0
@@ -318,7 +318,7 @@ def trim_by_relevance(
         if config.retrain != "none":
             model = reestimate_bn(model, images)
         if fine_tune is not None and config.retrain in ("fine_tune", "iterate"):
-            model = fine_tune(model)
+            model = retrained(fine_tune(model))
     after = sum(len(indices) for indices in original.values())
     return model.eval(), RelevanceReport(first, original, before, after)
 

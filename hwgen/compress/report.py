@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hwgen.arch.files import replacing, write_json
 from hwgen.compress.cost import kernel_orders, layer_macs, used_taps
 from hwgen.compress.relevance import measure_relevance, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
+from hwgen.compress.training import shape_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,7 +204,7 @@ def layer_rows(
             LayerRow(
                 name=name,
                 kind=layer.kind,
-                kernel=_kernel(after.get_submodule(name), taps.shape[2]),
+                kernel=new.kernel(layer),
                 inputs_before=old.structure.spaces[earlier.inputs].channels,
                 inputs=new.structure.spaces[layer.inputs].channels,
                 outputs_before=old.structure.spaces[earlier.outputs].channels,
@@ -227,7 +227,7 @@ class _Side:
     """What a network's rows are made of."""
 
     def __init__(self, model: nn.Module, images: np.ndarray, tn: int, ti: int) -> None:
-        shape = (images.shape[3], images.shape[1], images.shape[2])
+        shape = shape_of(images)
         self.model, self.tn, self.ti = model, tn, ti
         self.structure: Structure = discover(model, shape)
         self.order = kernel_orders(model, self.structure)
@@ -243,14 +243,18 @@ class _Side:
         taps = used_taps(self.model, self.structure, self.order, layer, self.tn, self.ti)
         return taps.reshape(*taps.shape[:2], -1)
 
-
-def _kernel(module: nn.Module, positions: int) -> tuple[int, int]:
-    """Return a layer's kernel; that of a linear layer is the map that was flattened."""
-    if isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        return height, width
-    side = math.isqrt(positions)
-    return (side, side) if side * side == positions else (1, positions)
+    def kernel(self, layer: Layer) -> tuple[int, int]:
+        """Return a layer's kernel; that of a linear layer is the map that was flattened."""
+        module = self.model.get_submodule(layer.name)
+        if isinstance(module, nn.Conv2d):
+            height, width = module.kernel_size
+            return height, width
+        if layer.repeat == 1:
+            return 1, 1
+        node = next(n for n in self.structure.graph.graph.nodes if str(n.target) == layer.name)
+        while len(node.meta["tensor_meta"].shape) != 4:
+            node = node.all_input_nodes[0]
+        return tuple(node.meta["tensor_meta"].shape[2:])
 
 
 def write_report(folder: str | Path, report: CompressionReport) -> Path:
@@ -593,7 +597,8 @@ def _page(report: CompressionReport, pictures: Mapping[str, str]) -> str:
         steps=_table(
             ("", "method", "where", "validation", COST_NAMES[report.cost], ""), steps, "words"
         ),
-        refused=f"Refused, for they would have lost too much: {html.escape(refused)}.",
+        refused="Refused, for they would have lost too much or saved nothing: "
+        f"{html.escape(refused)}.",
         details=_table(("", ""), details, "words"),
         **pictures,
     )

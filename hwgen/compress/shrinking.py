@@ -29,7 +29,7 @@ from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import Statistic
 from hwgen.compress.shrunk import Shrinker, ShrinkPoint, try_side
 from hwgen.compress.study import is_gone, open_study, this_worker
-from hwgen.compress.training import Tick
+from hwgen.compress.training import Tick, retrained
 
 Dimension = Literal["depth", "width", "side"]
 Strategy = Literal["contribution", "grid", "random", "tpe"]
@@ -374,7 +374,7 @@ class _Search:
     def network(self, point: ShrinkPoint) -> nn.Module:
         """Return a point's network, retrained if that is wanted."""
         network = self.shrinker.build(point)
-        return network if self.fine_tune is None else self.fine_tune(network, point.side)
+        return network if self.fine_tune is None else retrained(self.fine_tune(network, point.side))
 
     def known(self) -> dict[Notches, _Measured]:
         """Return every point that the study has finished, in its order."""

@@ -16,6 +16,7 @@ the form that the machine gives them (:class:`_Form`).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -31,7 +32,17 @@ from hwgen.compress.kernel_reduction import KernelConfig, refit
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
-from hwgen.compress.training import MASK, batches, device_of, predict, reestimate_bn
+from hwgen.compress.training import (
+    MASK,
+    batches,
+    check_logits,
+    device_of,
+    labels_of,
+    predict,
+    reestimate_bn,
+    retrained,
+    shape_of,
+)
 
 Shapes = Literal["square", "rectangle", "free"]
 SliceWeights = Literal["cut", "least_squares"]
@@ -143,17 +154,21 @@ def lower_slices(
     UnreachableCost
         If so little cost cannot be reached by lowering kernels alone.
     """
-    shape = (images.shape[3], images.shape[1], images.shape[2])
+    shape = shape_of(images)
     model = sort_channels(model, images)
-    answers = predict(model, images).argmax(axis=1) if labels is None else labels
+    logits = predict(model, images)
+    check_logits(logits)
+    answers = logits.argmax(axis=1)
+    if labels is not None:
+        answers = labels_of(images, labels, logits.shape[1])
     before = cost(model, shape)
     for number in range(1, config.rounds + 1):
         share = config.keep ** (number / config.rounds)
         whole = model
-        model = _lower_once(model, images, answers, config, cost, share * before)
+        model = _lower_once(model, images, answers, config, cost, share * before, before)
         if config.weights == "least_squares":
             _refit(model, whole, images, config.seed)
-        model = reestimate_bn(model, images) if fine_tune is None else fine_tune(model)
+        model = reestimate_bn(model, images) if fine_tune is None else retrained(fine_tune(model))
     structure = discover(model, shape)
     taps = {
         name: _used_taps(model.get_submodule(name), form, config)
@@ -164,7 +179,7 @@ def lower_slices(
 
 def sort_channels(model: nn.Module, images: np.ndarray) -> nn.Module:
     """Return a copy whose channels lie in the order of their relevance; outputs stay the same."""
-    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    structure = discover(model, shape_of(images))
     scores = measure_relevance(model, structure, images)
     order = {
         space.identifier: np.argsort(-scores[space.identifier], kind="stable")
@@ -292,11 +307,17 @@ def _lower_once(
     config: SliceConfig,
     cost: Cost,
     target: float,
+    whole: float,
 ) -> nn.Module:
-    """Mask the least important taps, as few as bring the cost down to ``target``."""
-    shape = (images.shape[3], images.shape[1], images.shape[2])
+    """Mask the least important taps, as few as bring the cost of ``whole`` down to ``target``."""
+    shape = shape_of(images)
     structure = discover(model, shape)
     forms = sliceable(model, structure, config)
+    if not forms:
+        raise ValueError(
+            "the model must have a layer that can be lowered; those whose weights require no "
+            "gradient are left as they are: try model.requires_grad_(True)"
+        )
     importance = tap_importance(model, forms, images, labels, config)
     used = {
         name: _used_taps(model.get_submodule(name), form, config) for name, form in forms.items()
@@ -313,7 +334,7 @@ def _lower_once(
         return trial
 
     if cost(lowered(len(moves)), shape) > target:
-        least = cost(lowered(len(moves)), shape) / target * config.keep
+        least = math.ceil(1000 * cost(lowered(len(moves)), shape) / whole) / 1000
         raise UnreachableCost(
             f"keep must be at least {least:.3f} for kernels of the shapes {config.shapes!r}, "
             f"not {config.keep!r}; try shapes='free' or trimming channels first"
@@ -330,7 +351,7 @@ def _lower_once(
 
 def _refit(model: nn.Module, whole: nn.Module, images: np.ndarray, seed: int) -> None:
     """Fit what is left of each lowered convolution, in place, in the order they run."""
-    structure = discover(model, (images.shape[3], images.shape[1], images.shape[2]))
+    structure = discover(model, shape_of(images))
     for name, layer in structure.layers.items():
         mask = getattr(model.get_submodule(name), MASK, None)
         if layer.kind == "conv" and mask is not None:

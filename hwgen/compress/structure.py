@@ -148,6 +148,13 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
             f"weights must be finite, but {', '.join(map(repr, bad[:3]))} "
             f"{'are' if len(bad) > 1 else 'is'} not; try training with a smaller learning rate"
         )
+    owners: dict[int, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(weight), name)
+        if first != name and name.rpartition(".")[0] not in _aliases(model, first):
+            raise UnsupportedStructure(
+                f"weights must be a layer's own, but {name!r} is {first!r}; try a copy of them"
+            )
     was_training = model.training
     model.eval()
     try:
@@ -164,6 +171,12 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
         return _Walk(model, traced).run()
     finally:
         model.train(was_training)
+
+
+def _aliases(model: nn.Module, parameter: str) -> set[str]:
+    """Return all paths of the module that holds a parameter."""
+    holder = model.get_submodule(parameter.rpartition(".")[0])
+    return {n for n, module in model.named_modules(remove_duplicate=False) if module is holder}
 
 
 class _Walk:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.files import replacing
-from hwgen.compress.identity import digest, tensors
+from hwgen.compress.identity import digest, form, tensors
 from hwgen.compress.knobs import check_choice
 from hwgen.datasets.base import check_images
 
@@ -58,6 +57,23 @@ def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
     x = pixels.permute(0, 3, 1, 2).float()
     return ((x / 255.0 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+def shape_of(images: np.ndarray) -> tuple[int, int, int]:
+    """Return (C, H, W) of (N, H, W, C) uint8 images; refuse anything else."""
+    check_images(images)
+    _, height, width, channels = images.shape
+    return channels, height, width
+
+
+def retrained(model: object) -> nn.Module:
+    """Return what a caller's ``fine_tune`` returned, if it is a network."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"fine_tune must return the retrained network, not {type(model).__name__}; try "
+            "lambda model: train(model, ...)[0]"
+        )
+    return model
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -263,6 +279,20 @@ def apply_masks(model: nn.Module) -> None:
                 weight.mul_(mask)
 
 
+def with_masks(model: nn.Module) -> nn.Module:
+    """Return a copy whose layers' exact zeros stay zero in training.
+
+    Those of kernels that were reduced elsewhere, or baked, would be filled by it.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, MASK, None) is None:
+            used = module.weight.detach() != 0
+            if not used.all():
+                module.register_buffer(MASK, used.to(module.weight.dtype))
+    return model
+
+
 def train(
     model: nn.Module,
     samples: Samples,
@@ -305,8 +335,8 @@ def train(
     ------
     ValueError
         If there are not two images or more and one target for each, a label is no class of the
-        model, the teacher has other outputs, the checkpoint belongs to another training, or the
-        loss is not finite.
+        model, nothing of the model requires a gradient, the teacher has other outputs, the
+        checkpoint belongs to another training, or the loss is not finite.
     """
     began = time.perf_counter()
     report = TrainReport()
@@ -315,6 +345,11 @@ def train(
     model = _with_format(copy.deepcopy(model), torch.channels_last)
     optimizer = _optimizer(model, config)
     first_epoch = 0
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "the model must have parameters to train, but none requires a gradient; try "
+            "model.requires_grad_(True)"
+        )
     path = Path(checkpoint) if checkpoint is not None else None
     identity: dict[str, Any] = {}
     drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -406,14 +441,29 @@ def _checked(config: TrainConfig, images: np.ndarray, targets: np.ndarray) -> np
         raise ValueError(f"images must be at least 2, for batch norm, not {len(images)}")
     if len(targets) != len(images):
         raise ValueError(f"targets must be {len(images)}, one an image, not {len(targets)}")
-    if config.loss != "cross_entropy":
-        return targets
-    if targets.ndim != 1 or targets.dtype.kind not in "iu":
+    return targets if config.loss != "cross_entropy" else labels_of(images, targets)
+
+
+def labels_of(images: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
+    """Return labels as int64; refuse those that are not one an image, or no class of a model."""
+    labels = np.asarray(labels)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"labels must be integers of the shape ({len(images)},), not {targets.dtype} of "
-            f"{targets.shape!r}"
+            f"labels must be integers of the shape ({len(images)},), not {labels.dtype} of "
+            f"{labels.shape!r}"
         )
-    return targets.astype(np.int64, copy=False)
+    if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"labels must be in 0..{classes - 1}, the model's classes, not in "
+            f"{labels.min()}..{labels.max()}"
+        )
+    return labels.astype(np.int64, copy=False)
+
+
+def check_logits(y: Tensor | np.ndarray) -> None:
+    """Refuse outputs that are not (N, classes)."""
+    if y.ndim != 2:
+        raise ValueError(f"the model must give logits (N, classes), not {tuple(y.shape)!r}")
 
 
 def _check_outputs(config: TrainConfig, y: object, targets: np.ndarray) -> None:
@@ -427,13 +477,8 @@ def _check_outputs(config: TrainConfig, y: object, targets: np.ndarray) -> None:
                 f"has, not {tuple(y.shape[1:])!r}"
             )
         return
-    if y.ndim != 2:
-        raise ValueError(f"the model must give logits (N, classes), not {tuple(y.shape)!r}")
-    if not 0 <= targets.min() <= targets.max() < y.shape[1]:
-        raise ValueError(
-            f"labels must be in 0..{y.shape[1] - 1}, the model's classes, not in "
-            f"{targets.min()}..{targets.max()}"
-        )
+    check_logits(y)
+    labels_of(targets, targets, y.shape[1])
 
 
 def _identity(
@@ -445,7 +490,7 @@ def _identity(
     """Return what a checkpoint must agree in to go on from it; ``first`` is the first epoch's."""
     start = {name: value.clone() for name, value in tensors(model).items()}
     data = digest(*first, *([] if teacher is None else [teacher]))
-    return {"config": asdict(config), "data": data, "start": start}
+    return {"config": asdict(config), "data": data, "start": start, "form": digest(form(model))}
 
 
 def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any], model: nn.Module) -> None:
@@ -457,8 +502,12 @@ def _resume(path: Path, state: dict[str, Any], identity: dict[str, Any], model: 
             "another file"
         ) from cause
 
-    if state.get("config") != identity["config"]:
-        refuse(f"{state.get('config')!r}")
+    if not isinstance(state, dict) or "config" not in state:
+        refuse("something else")
+    if state["config"] != identity["config"]:
+        refuse(f"{state['config']!r}")
+    if state.get("form") != identity["form"]:
+        refuse("one of another network")
     if state.get("data") != identity["data"]:
         refuse("one of another teacher or other images")
     try:
@@ -608,11 +657,12 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     Raises
     ------
     ValueError
-        If there is not one label for each image.
+        If there is not one label for each image, of the model's classes, or the model does not give
+        logits (N, classes).
     """
-    if np.shape(labels) != (len(images),):
-        raise ValueError(f"labels must have the shape ({len(images)},), not {np.shape(labels)!r}")
-    return float((predict(model, images).argmax(axis=1) == labels).mean())
+    logits = predict(model, images)
+    check_logits(logits)
+    return float((logits.argmax(axis=1) == labels_of(images, labels, logits.shape[1])).mean())
 
 
 def load_saved(path: str | Path, what: str, device: torch.device | str | None = None) -> Any:
@@ -625,7 +675,9 @@ def load_saved(path: str | Path, what: str, device: torch.device | str | None = 
     """
     try:
         return torch.load(path, weights_only=True, map_location=device)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # what torch's readers trip over depends on where a file is damaged
         raise ValueError(
             f"{path} must be {what}; it is damaged, of another kind, or holds more than tensors; "
             "try making it anew"

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import csv
 import pickle
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -89,6 +93,28 @@ def _read_boxes(path: Path) -> dict[str, list[float]] | None:
     return result
 
 
+@contextmanager
+def open_npz(path: str | Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an ``.npz`` that holds arrays alone.
+
+    Raises
+    ------
+    ValueError
+        If the file is none, or damaged.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} must be an .npz, but it is damaged or of another kind") from error
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} must be an .npz, not a single array; try np.savez")
+    with archive:
+        try:
+            yield archive
+        except (BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}; try making it anew") from error
+
+
 def load_npz(path: str | Path, split: str | None = None) -> Dataset:
     """Load an ``.npz`` archive.
 
@@ -103,7 +129,7 @@ def load_npz(path: str | Path, split: str | None = None) -> Dataset:
         If a key is missing, naming those that are there.
     """
     prefix = f"{split}_" if split else ""
-    with np.load(path, allow_pickle=False) as archive:
+    with open_npz(path) as archive:
         for key in (f"{prefix}images", f"{prefix}labels"):
             if key not in archive.files:
                 raise ValueError(f"{path} must have the key {key!r}, not only {archive.files!r}")

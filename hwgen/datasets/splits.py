@@ -11,7 +11,7 @@ import numpy as np
 from hwgen.arch.crop import resize
 from hwgen.datasets.base import Dataset, Splits
 from hwgen.datasets.frames import FrameConfig, digits_in_photographs
-from hwgen.datasets.loaders import load_cifar10, load_folder, load_npz
+from hwgen.datasets.loaders import load_cifar10, load_folder, load_npz, open_npz
 
 FRAMES = "frames"
 """Names the bundled data."""
@@ -96,9 +96,7 @@ def _folders(path: Path, side: int | None) -> dict[str, Dataset]:
 
 def _archive(path: Path) -> dict[str, Dataset]:
     """Load the splits of an .npz; without names, all of them have as many classes as the most."""
-    with np.load(path, allow_pickle=False) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path} must be an .npz with train_images, train_labels, ...")
+    with open_npz(path) as archive:
         has_validation = "validation_images" in archive.files
     names = ("train", "validation", "test") if has_validation else ("train", "test")
     parts = {name: load_npz(path, name) for name in names}

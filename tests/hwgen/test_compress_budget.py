@@ -166,6 +166,24 @@ def test_a_step_longer_than_a_space_takes_what_there_is(trained):
     assert found[0].cost == found[1].cost < found[0].baseline_cost
 
 
+@pytest.mark.parametrize("value", [float("nan"), 98.5, -0.1])
+def test_what_is_no_accuracy_is_refused(trained, value):
+    images, _ = _data(8, 1)
+    with pytest.raises(ValueError, match=r"validate must return an accuracy in \[0, 1\], not"):
+        compress_to_budget(trained, images, lambda _: value)
+
+
+def test_the_model_given_keeps_its_mode_and_another_file_is_no_checkpoint(trained, tmp_path):
+    images, _ = _data(8, 1)
+    model = copy.deepcopy(trained).train()
+    knobs = BudgetConfig(max_steps=0)
+    compress_to_budget(model, images, lambda _: 1.0, knobs)
+    assert model.training
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="net.pt must belong to this model"):
+        compress_to_budget(model, images, lambda _: 1.0, knobs, checkpoint=tmp_path / "net.pt")
+
+
 def test_knobs_out_of_range_are_refused():
     for loss in (-0.1, 1.0):
         with pytest.raises(

@@ -30,7 +30,7 @@ from hwgen.compress import (
     train,
 )
 from hwgen.compress.report import layer_rows
-from hwgen.datasets import Splits, load_npz, load_splits
+from hwgen.datasets import Dataset, Splits, load_npz, load_splits
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 16, 16)
@@ -257,6 +257,11 @@ def test_other_budgets_are_refused(text: str) -> None:
         (("--board", "pynq-z9"), "board must be one of"),
         (("--step-epochs", "-0.5"), "--step-epochs must be at least 0, not -0.5"),
         (("--data", "nowhere"), "'nowhere' does not exist"),
+        (("--data", __file__), "test_compress_command.py must be an .npz, but it is damaged or"),
+        (("--device", "cuda:77"), "--device must be 'cpu', or one that torch has here"),
+        (("--step-epochs", "inf"), "--step-epochs must be at least 0, not inf"),
+        (("--step-epochs", "nan"), "--step-epochs must be at least 0, not nan"),
+        (("--out", __file__), "folder must be one that can be written, not"),
         (("--side", "24"), "must give logits for the data's 3 x 24 x 24 images"),
         ((), "must be a trained one"),
     ],
@@ -287,6 +292,65 @@ def test_networks_that_do_not_fit_are_refused(
     with pytest.raises(SystemExit):
         compress(folder, "--cost", "time")
     assert "invalid choice: 'time'" in capsys.readouterr().err
+
+
+def test_a_network_file_may_import_its_neighbour_and_hold_a_dataclass(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "neighbour.py").write_text(MODEL)
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from neighbour import net\n\n@dataclass\nclass Knobs:\n    classes: int = 3\n\n"
+        "def narrow():\n    return net(Knobs().classes)\n"
+    )
+    command = ["compress", "--data", str(folder / "data.npz")]
+    assert main([*command, f"{tmp_path / 'mine.py'}:narrow"]) == 1
+    assert "a logit for each of the data's 4 classes" in capsys.readouterr().err
+    (tmp_path / "lost.py").write_text("import nowhere_at_all")
+    assert main([*command, f"{tmp_path / 'lost.py'}:net"]) == 1
+    error = capsys.readouterr().err
+    assert "lost.py cannot be imported: No module named 'nowhere_at_all'" in error
+    assert "pip install" not in error
+
+
+def _splits(**change: object) -> Splits:
+    parts = {
+        name: _part(count, seed)
+        for seed, (name, count) in enumerate((("train", 64), ("validation", 32), ("test", 32)))
+    }
+    return Splits(**{name: Dataset(*(change.get(name) or part)) for name, part in parts.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": (np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, int))}, "the test split must"),
+        ({"test": (np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 4)}, "not of 3 x 32 x 32"),
+        ({"validation": (_part(8, 1)[0], np.full(8, 7))}, "each of the data's 8 classes"),
+        ({"validation": (_part(8, 1)[0], np.full(8, 1))}, "must have images of 2 classes"),
+    ],
+)
+def test_splits_that_do_not_go_together_are_refused_before_any_work(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress_network(_net(), _splits(**change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_report_is_told_is_known_and_the_network_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"described must be of \['data', .*, not \['dataset'\]"):
+        compress_network(_net(), _splits(), tmp_path / "out", described={"dataset": "x"})
+    net = _net().train()
+    with pytest.raises(ValueError, match="must be a trained one"):
+        compress_network(net, _splits(), tmp_path / "out")
+    assert net.training
+
+
+def test_the_kernel_of_a_linear_layer_is_the_map_that_was_flattened() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    images = np.random.default_rng(0).integers(0, 256, (4, 4, 16, 3)).astype(np.uint8)
+    assert [row.kernel for row in layer_rows(net, net, images)] == [(3, 3), (2, 8)]
 
 
 def test_it_says_how_to_go_on_when_stopped(

@@ -16,6 +16,7 @@ from hwgen.compress import macs, tap_steps
 from hwgen.compress.cost import for_machine
 from hwgen.compress.slice_reduction import (
     SliceConfig,
+    UnreachableCost,
     _Form,
     lower_slices,
     sliceable,
@@ -212,6 +213,37 @@ def test_what_cannot_be_reached_is_said(model, images) -> None:
         SliceConfig(shapes="round")
     with pytest.raises(ValueError, match="at least 1"):
         SliceConfig(tn=0)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_least_cost_that_is_named_can_be_reached(model, images, rounds) -> None:
+    knobs = {"shapes": "square", "tn": 4, "ti": 4, "rounds": rounds}
+    with pytest.raises(UnreachableCost) as caught:
+        lower_slices(model, images, SliceConfig(keep=0.01, **knobs))
+    least = float(str(caught.value).split("at least ")[1].split()[0])
+    lower_slices(model, images, SliceConfig(keep=least, **knobs))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros(99, int)}, "labels must be integers of the shape"),
+        ({"labels": np.zeros(8)}, "labels must be integers of the shape"),
+        ({"labels": np.full(8, 77)}, r"labels must be in 0\.\.\d+, the model's classes"),
+        ({"images": np.zeros((8, 16, 16), np.uint8)}, "images must be uint8 of the shape"),
+        ({"fine_tune": lambda model: (model, "report")}, "must return the retrained .*, not tuple"),
+    ],
+)
+def test_what_slices_cannot_be_lowered_by_is_refused(model, images, change, message) -> None:
+    given = {"images": images[:8]} | change
+    with pytest.raises(ValueError, match=message):
+        lower_slices(model, given.pop("images"), SliceConfig(keep=0.9), **given)
+
+
+def test_a_frozen_network_has_nothing_to_lower(model, images) -> None:
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"try model.requires_grad_\(True\)"):
+        lower_slices(frozen, images, SliceConfig(keep=0.9))
 
 
 def test_the_machines_steps_know_tp_and_the_folded_picture(model) -> None:

@@ -106,6 +106,13 @@ def test_what_mixes_channels_and_places_is_refused(model, message):
         macs(model, (3, 8, 8))
 
 
+def test_tied_weights_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3))
+    model[2].weight = model[0].weight
+    with pytest.raises(UnsupportedStructure, match="'2.weight' is '0.weight'; try a copy"):
+        discover(model, (3, 8, 8))
+
+
 def test_a_scaled_input_is_no_shortcut():
     class Block(nn.Module):
         def __init__(self, alpha):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ from hwgen.compress import (
     reestimate_bn,
     train,
 )
-from hwgen.compress.training import MEAN, STD
+from hwgen.compress.identity import digest
+from hwgen.compress.training import MEAN, STD, load_saved, with_masks
 
 
 def _toy(count: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -250,6 +253,62 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         train(_model(), lambda _: (images, labels), knobs, checkpoint=tmp_path / "notes.txt")
 
 
+def test_a_checkpoint_of_a_network_that_computes_something_else_is_refused(tmp_path):
+    images, labels = _toy(20)
+    knobs, file = TrainConfig(epochs=1, batch_size=8), tmp_path / "a.checkpoint"
+    train(_model(), lambda _: (images, labels), knobs, checkpoint=file)
+    train(_model().eval(), lambda _: (images, labels), knobs, checkpoint=file)  # goes on
+    other = _model()
+    other[2] = nn.ReLU6()  # has no tensors that could tell
+    with pytest.raises(ValueError, match="not to one of another network"):
+        train(other, lambda _: (images, labels), knobs, checkpoint=file)
+
+
+def test_what_a_network_computes_is_its_modules_and_its_graph():
+    class Net(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), act
+
+        def forward(self, x):
+            return self.act(self.conv(x))
+
+    torch.manual_seed(0)
+    one = Net(torch.relu)
+    other = Net(torch.sigmoid)
+    other.load_state_dict(one.state_dict())
+    assert digest(one) != digest(other) and digest(one) == digest(copy.deepcopy(one).eval())
+    assert one.training
+
+
+def test_zeros_of_kernels_reduced_elsewhere_stay_zeros():
+    images, labels = _toy(20)
+    model = _model()
+    with torch.no_grad():
+        model[0].weight[:, :, 0] = 0.0
+    masked = with_masks(model)
+    trained, _ = train(masked, lambda _: (images, labels), TrainConfig(epochs=1, batch_size=8))
+    assert trained[0].weight[:, :, 0].eq(0).all() and trained[0].weight[:, :, 1].ne(0).all()
+    assert not hasattr(model[0], "weight_mask") and not hasattr(masked[5], "weight_mask")
+
+
+def test_a_frozen_network_is_not_trained():
+    images, labels = _toy(20)
+    with pytest.raises(ValueError, match=r"none requires a gradient; try model.requires_grad_"):
+        train(_model().requires_grad_(False), lambda _: (images, labels), TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -100, -1])
+def test_a_damaged_file_of_tensors_is_named(tmp_path, cut):
+    path = tmp_path / "a.checkpoint"
+    torch.save(_model().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:cut] if cut else b"hello, world")
+    with pytest.raises(ValueError, match="a.checkpoint must be weights; it is damaged"):
+        load_saved(path, "weights")
+    with pytest.raises(FileNotFoundError):
+        load_saved(tmp_path / "none", "weights")
+
+
 def _trained_on(**change):
     images, labels = _toy(20)
     given = {"images": images, "labels": labels, "config": TrainConfig(epochs=1, batch_size=8)}
@@ -300,9 +359,13 @@ def test_labels_of_any_integers_are_labels(dtype):
 
 def test_accuracy_and_predictions_are_of_images_and_one_label_each():
     images, labels = _toy(20)
-    for wrong in (labels[:7], labels[:, None]):
-        with pytest.raises(ValueError, match=r"labels must have the shape \(20,\)"):
+    for wrong in (labels[:7], labels[:, None], labels.astype(str)):
+        with pytest.raises(ValueError, match=r"labels must be integers of the shape \(20,\)"):
             accuracy(_model(), images, wrong)
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.2, the model's classes, not in"):
+        accuracy(_model(), images, labels + 1)
+    with pytest.raises(ValueError, match=r"must give logits \(N, classes\), not \(20, 8, 1, 1\)"):
+        accuracy(_model()[:4], images, labels)
     with pytest.raises(ValueError, match="images must be at least 1, not 0"):
         predict(_model(), images[:0])
 
