@@ -91,17 +91,25 @@ def _baseline(row: Row) -> list[str]:
 
 
 def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]) -> str:
-    """Return a table: each network's baseline, then its methods in order."""
-    lines, before = [], ""
+    """Return a table: each network's baseline, then its methods in order.
+
+    Rows from machines that differ have trained baselines of their own: each goes before its rows.
+    """
+    lines: list[list[str]] = []
+    before: tuple[str, float] | None = None
     places = {method: place for place, method in enumerate(order)}
     groups = dict.fromkeys(name(row) for row in found)
     held = list(found)
     for group in groups:
         mine = [row for row in held if name(row) == group]
-        for row in sorted(mine, key=lambda row: (places.get(row.method, 99), row.seed)):
-            if before != group:
+        places_of = {
+            row.key: (-row.baseline_accuracy, places.get(row.method, 99), row.seed) for row in mine
+        }
+        for row in sorted(mine, key=lambda row: places_of[row.key]):
+            now = group, row.baseline_accuracy
+            if before != now:
                 lines.append([group, "baseline", *_baseline(row)])
-            before = group
+            before = now
             lines.append(["", row.method, *_figures(row)])
     return table(f"Network | Method | {_HEAD}", "ll" + _ALIGN, lines)
 
