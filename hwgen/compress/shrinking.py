@@ -351,6 +351,7 @@ class _Search:
         self.progress = progress
         self.space = space
         self.costs: dict[Notches, float] = {}
+        self.unborn: set[int] = set()  # trials of which a kill left a number and nothing else
         self.start = space.whole
         self.baseline = self.cost(self.start)
         self.target = -math.inf
@@ -391,7 +392,10 @@ class _Search:
     def recover(self) -> None:
         """Put the points that killed or failed processes left behind back into the queue."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if is_gone(trial.user_attrs.get("worker")):
+            worker = trial.user_attrs.get("worker")
+            if worker is None:
+                self.unborn.add(trial.number)
+            elif is_gone(worker):
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         trials = self.study.get_trials(deepcopy=False)
         lost = [
@@ -409,10 +413,10 @@ class _Search:
 
     def run(self, wanted: Notches | None = None) -> None:
         """Do one trial: the first of the queue, else the point wanted, else one drawn."""
-        if not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            # Of a trial that has its worker from the start, a kill leaves nothing that stays.
-            params = {} if wanted is None else dict(zip(self.space.tops, wanted, strict=True))
-            self.study.enqueue_trial(params, {"worker": this_worker()})
+        if wanted is not None and not self.study.get_trials(
+            deepcopy=False, states=(TrialState.WAITING,)
+        ):
+            self.study.enqueue_trial(dict(zip(self.space.tops, wanted, strict=True)))
         trial = self.study.ask()
         try:
             trial.set_user_attr("worker", this_worker())
@@ -427,13 +431,15 @@ class _Search:
                 ("width", point.width), ("side", point.side),
             ):  # fmt: skip
                 trial.set_user_attr(name, value)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            return  # SQLite may give two processes the same trial of the queue: the other was first
         except BaseException:
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
         if accuracy is None:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            self.study.tell(trial, accuracy)
+            self.study.tell(trial, accuracy, skip_if_finished=True)
 
     def _measure(self, notches: Notches) -> _Measured:
         """Build, retrain and evaluate a point; or prune it if a baseline cannot use it."""
@@ -454,7 +460,8 @@ class _Search:
         So a restarted study draws what it would have drawn, and no two processes draw alike.
         """
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        place = number - sum(trial.number < number for trial in failed)
+        lost = self.unborn | {trial.number for trial in failed}
+        place = number - sum(other < number for other in lost)
         seed = int(np.random.SeedSequence([self.config.seed, place]).generate_state(1)[0])
         if self.config.strategy == "tpe":
             return optuna.samplers.TPESampler(seed=seed)
