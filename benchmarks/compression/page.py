@@ -98,14 +98,15 @@ def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]
     lines: list[list[str]] = []
     before: tuple[str, float] | None = None
     places = {method: place for place, method in enumerate(order)}
+
+    def place(row: Row) -> tuple[float, int, int]:
+        return -row.baseline_accuracy, places.get(row.method, 99), row.seed
+
     groups = dict.fromkeys(name(row) for row in found)
     held = list(found)
     for group in groups:
         mine = [row for row in held if name(row) == group]
-        places_of = {
-            row.key: (-row.baseline_accuracy, places.get(row.method, 99), row.seed) for row in mine
-        }
-        for row in sorted(mine, key=lambda row: places_of[row.key]):
+        for row in sorted(mine, key=place):
             now = group, row.baseline_accuracy
             if before != now:
                 lines.append([group, "baseline", *_baseline(row)])

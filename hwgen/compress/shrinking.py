@@ -233,11 +233,11 @@ def shrink(
     shrinker = Shrinker(model, images, config.align, config.statistic)
     space = _Space(shrinker, config)
     # A cost has no digest of its own; what it says of the largest and the smallest point tells it.
-    ends = [_priced(shrinker, cost, space.point(end)) for end in (space.whole, space.smallest)]
+    ends = {end: _priced(shrinker, cost, space.point(end)) for end in (space.whole, space.smallest)}
     knobs = replace(config, trials=1)
-    identity = digest(model, images, knobs, ends, fine_tune is not None)
+    identity = digest(model, images, knobs, list(ends.values()), fine_tune is not None)
     with open_study(storage, study_name, identity) as study:
-        search = _Search(shrinker, space, config, cost, study, evaluate, fine_tune, progress)
+        search = _Search(shrinker, space, config, cost, ends, study, evaluate, fine_tune, progress)
         search.recover()
         path = search.contribution() if config.strategy == "contribution" else ()
         best = path[-1] if path else search.sampled()
@@ -341,6 +341,7 @@ class _Search:
         space: _Space,
         config: ShrinkConfig,
         cost: Cost,
+        costs: dict[Notches, float],
         study: optuna.Study,
         evaluate: Evaluate,
         fine_tune: FineTuneAt | None,
@@ -350,7 +351,7 @@ class _Search:
         self.study, self.evaluate, self.fine_tune = study, evaluate, fine_tune
         self.progress = progress
         self.space = space
-        self.costs: dict[Notches, float] = {}
+        self.costs = costs
         self.unborn: set[int] = set()  # trials of which a kill left a number and nothing else
         self.start = space.whole
         self.baseline = self.cost(self.start)
