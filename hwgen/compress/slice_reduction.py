@@ -160,7 +160,7 @@ def lower_slices(
     check_logits(logits)
     answers = logits.argmax(axis=1)
     if labels is not None:
-        answers = labels_of(images, labels, logits.shape[1])
+        answers = labels_of(labels, len(images), logits.shape[1])
     before = cost(model, shape)
     for number in range(1, config.rounds + 1):
         share = config.keep ** (number / config.rounds)

@@ -441,15 +441,15 @@ def _checked(config: TrainConfig, images: np.ndarray, targets: np.ndarray) -> np
         raise ValueError(f"images must be at least 2, for batch norm, not {len(images)}")
     if len(targets) != len(images):
         raise ValueError(f"targets must be {len(images)}, one an image, not {len(targets)}")
-    return targets if config.loss != "cross_entropy" else labels_of(images, targets)
+    return targets if config.loss != "cross_entropy" else labels_of(targets, len(images))
 
 
-def labels_of(images: np.ndarray, labels: np.ndarray, classes: int | None = None) -> np.ndarray:
-    """Return labels as int64; refuse those that are not one an image, or no class of a model."""
+def labels_of(labels: np.ndarray, count: int, classes: int | None = None) -> np.ndarray:
+    """Return labels as int64; refuse those that are not ``count``, or no class of a model."""
     labels = np.asarray(labels)
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"labels must be integers of the shape ({len(images)},), not {labels.dtype} of "
+            f"labels must be integers of the shape ({count},), not {labels.dtype} of "
             f"{labels.shape!r}"
         )
     if classes is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
@@ -478,7 +478,7 @@ def _check_outputs(config: TrainConfig, y: object, targets: np.ndarray) -> None:
             )
         return
     check_logits(y)
-    labels_of(targets, targets, y.shape[1])
+    labels_of(targets, len(targets), y.shape[1])
 
 
 def _identity(
@@ -662,7 +662,7 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     """
     logits = predict(model, images)
     check_logits(logits)
-    return float((logits.argmax(axis=1) == labels_of(images, labels, logits.shape[1])).mean())
+    return float((logits.argmax(axis=1) == labels_of(labels, len(images), logits.shape[1])).mean())
 
 
 def load_saved(path: str | Path, what: str, device: torch.device | str | None = None) -> Any:
