@@ -50,8 +50,10 @@ class Recipe:
     epochs
         Of fine-tuning in all, for ours and for the rivals.
     shrink, shrunk
-        Dimensions of compound shrinking, which comes first and leaves this share of the cost; two
-        epochs follow. Slices of kernels go after it.
+        Dimensions of compound shrinking, which comes first and leaves this share of the cost.
+        Slices of kernels go after it.
+    shrink_epochs
+        Of fine-tuning between the two.
     rounds
         Rounds of the slices' schedule; each but the last is followed by one epoch.
     cascade
@@ -68,6 +70,7 @@ class Recipe:
     epochs: int
     shrink: tuple[Dimension, ...] = ()
     shrunk: float = 1.0
+    shrink_epochs: int = 2
     rounds: int = 2
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
@@ -77,7 +80,7 @@ class Recipe:
 RECIPES = (
     Recipe("ResNet-20", 0.62, "cycles", 10),
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
-    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True),
+    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, shrink_epochs=1, rounds=1, uniform=True),
 )
 CASCADES = ("cascade", "all methods + cascade")
 UNIFORM = "DepGraph, uniform, at equal MACs"
@@ -184,7 +187,7 @@ def _compressed(
                 cost=chosen,
                 storage=str(folder / f"{recipe.network}-{seed}.db"),
             )
-            model = tuned(smaller.model, 2)
+            model = tuned(smaller.model, recipe.shrink_epochs)
         count = iter(range(1, recipe.rounds + 1))
 
         def fine_tune(model: nn.Module) -> nn.Module:

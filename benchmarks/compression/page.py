@@ -111,7 +111,8 @@ def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]
             if before != now:
                 lines.append([group, "baseline", *_baseline(row)])
             before = now
-            lines.append(["", row.method, *_figures(row)])
+            seed = f", seed {row.seed}" if row.seed else ""
+            lines.append(["", row.method + seed, *_figures(row)])
     return table(f"Network | Method | {_HEAD}", "ll" + _ALIGN, lines)
 
 

@@ -69,9 +69,10 @@ SIDES = (56, 48, 44, 40, 36, 32)
 TARGET = 0.355
 """Of the full-frame classifier's MACs, the shrunk classifier's; the predictor comes on top."""
 SMALL, BUDGET = 0.15, 0.5
-"""On whole frames, the share of MACs of a cascade's first stage and the most that all may take."""
+"""On whole frames, the share of MACs of a cascade's first stage; and the most that a cascade which
+is to be accurate may take on the mean."""
 HALF = 0.5
-"""Likewise, what "by half" leaves."""
+"""What "by half" leaves of the classifier's MACs."""
 FRUGAL = 0.8
 """Of the last stage alone, predictor included, what other cascades may take on the mean."""
 WHOLE = "whole frames"
@@ -79,6 +80,7 @@ METHODS = (
     "full frame, trained on",
     *(f"{step}, {kind}" for kind in KINDS for step in ("cropping", "cropping + shrinking")),
     "cropping + shrinking + cascade, true boxes",
+    "cropping + shrinking by half + cascade, true boxes",
     f"shrinking, {WHOLE}",
     f"shrinking + cascade, {WHOLE}",
     f"shrinking by half, {WHOLE}",
@@ -109,11 +111,12 @@ def run(method: str, data: Path, cache: Path, seed: int, tick: Tick) -> rows.Row
     if step == "cropping":
         pipeline = bench.cropping(_Shrunk(bench.cropped, SIDE))
         return bench.row(method, pipeline, EPOCHS_CROP, {"held out": bench.by_crop()})
-    epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(TARGET)
+    half = "by half" in step
+    epochs, shrunk = EPOCHS_CROP + EPOCHS_SHRUNK, bench.shrunk(HALF if half else TARGET)
     if step == "cropping + shrinking":
         return bench.row(method, bench.cropping(shrunk), epochs)
     glance = _Bench(data, cache, seed, tick, WHOLE).shrunk(SMALL)
-    budget = FRUGAL * bench.share(shrunk)
+    budget = BUDGET if half else FRUGAL * bench.share(shrunk)
     pipeline = bench.cropping(glance, shrunk, budget=budget, glances=1)
     return bench.row(method, pipeline, epochs + EPOCHS_SHRUNK)
 
