@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     arguments.command = shlex.join(["shears", *(sys.argv[1:] if argv is None else argv)])
     try:
+        if arguments.json and arguments.json.is_dir():
+            raise UsageError(f"--json must be a file to write, not the folder {arguments.json}")
         report = arguments.verb(arguments)
+        if arguments.json:
+            write_json(arguments.json, report)
     except ImportError as error:
         print(f"shears {arguments.name}: {error}; try pip install 'shears[all]'", file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         print(f"shears {arguments.name}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    if arguments.json:
-        write_json(arguments.json, report)
+    except KeyboardInterrupt:
+        print(f"shears {arguments.name}: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -68,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration",
         type=Path,
         required=True,
-        help=".npy or .npz (key 'images') of float32 (N, C, H, W)",
+        help=".npy or .npz (key 'images') of float32 (N, C, H, W); mean, std and labels in the "
+        ".npz go into the bundle",
     )
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
     sub.add_argument("--scheme", default="affine", choices=("affine", "power_of_two"))
@@ -89,9 +96,17 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         help="frames (the bundled ones), FILE.npz with train_images, train_labels, ..., or a "
-        "folder with {train,validation,test}/CLASS/PICTURE or CIFAR-10's python batches",
+        "folder with {train,val,test}/CLASS/PICTURE or CIFAR-10's python batches",
     )
     sub.add_argument("--side", type=int, help="height and width that all images are resized to")
+    sub.add_argument(
+        "--mean",
+        metavar="R,G,B",
+        help="of pixels in [0, 1], as the network was trained: 0.485,0.456,0.406 for torchvision's",
+    )
+    sub.add_argument(
+        "--std", metavar="R,G,B", help="likewise; without both it is fed (pixel / 255 - 0.5) / 0.25"
+    )
     sub.add_argument("--budget", default="1%", help="validation accuracy to lose: 1%% or 0.01")
     sub.add_argument("--cost", default="cycles", choices=("cycles", "steps", "macs", "parameters"))
     sub.add_argument("--board", default="pynq-z2", help="board name or TOML file")
@@ -106,7 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         help="between steps; 0.25 is a quarter of the data",
     )
     sub.add_argument("--max-steps", type=int, default=1000, help="before slices are lowered")
-    sub.add_argument("--learning-rate", type=float, default=2e-3, help="of fine-tuning; peak")
+    sub.add_argument(
+        "--rejections", type=int, default=3, help="of steps that lose too much, before the last"
+    )
+    sub.add_argument(
+        "--learning-rate",
+        type=float,
+        default=2e-3,
+        help="of fine-tuning, at its peak; half of it between steps; --train has its own",
+    )
     sub.add_argument("--flip", action="store_true", help="mirror training images at random")
     sub.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="move them at random")
     sub.add_argument(
@@ -263,33 +286,41 @@ def _compile(arguments: argparse.Namespace) -> Report:
     from hwgen.boards import load_board
 
     board = load_board(arguments.board)
-    graph, _, name = _quantized(arguments)
-    bundle = program.emit(graph, board.config, name=name, batch=arguments.batch)
+    graph, calibration, name = _quantized(arguments)
+    bundle = program.emit(
+        graph,
+        board.config,
+        name=name,
+        preprocess=calibration.preprocess,
+        labels=calibration.labels,
+        batch=arguments.batch,
+    )
     bundle.save(arguments.out)
     print(f"{arguments.out}: {bundle.macs:,} MACs, {len(bundle.constants):,} bytes of constants")
     return {"bundle": str(arguments.out), "macs": bundle.macs, "name": name}
 
 
 def _quantized(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
-    """Load and quantize a network; return its graph, the calibration images and its name."""
+    """Load and quantize a network; return its graph, its `Calibration` and its name."""
     from hwgen.frontend import from_onnx
     from hwgen.passes.pipeline import to_fused
-    from hwgen.quantize import load_calibration, quantize, quantize_model
+    from hwgen.quantize import quantize, quantize_model, read_calibration
 
     if arguments.model is None or arguments.calibration is None:
         raise UsageError(
             "a network is needed: FILE.py:NAME, package.module:NAME or FILE.onnx, and images "
             "with --calibration FILE"
         )
-    calibration = load_calibration(arguments.calibration)
+    calibration = read_calibration(arguments.calibration)
+    images = calibration.images
     model = _load_model(arguments.model, arguments.weights)
     how: dict[str, Any] = {"scheme": arguments.scheme, "observer": arguments.observer}
     if isinstance(model, Path):
-        graph = quantize(to_fused(from_onnx(model)), calibration, **how)
+        graph = quantize(to_fused(from_onnx(model)), images, **how)
     else:
         import torch
 
-        graph = quantize_model(model, torch.from_numpy(calibration[:1]), calibration, **how)
+        graph = quantize_model(model, torch.from_numpy(images[:1]), images, **how)
     return graph, calibration, Path(arguments.model.partition(":")[0]).stem
 
 
@@ -311,13 +342,8 @@ def _load_model(text: str, weights: Path | None) -> Any:
             raise UsageError(f"there is no file {place!r}")
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
-        sys.path.insert(0, str(Path(place).resolve().parent))  # its neighbours are what it imports
-        try:
+        with _neighbours(place):
             spec.loader.exec_module(module)
-        except ImportError as error:
-            raise UsageError(f"{place} cannot be imported: {error}") from error
-        finally:
-            sys.path.pop(0)
     else:
         try:
             module = importlib.import_module(place)
@@ -328,8 +354,10 @@ def _load_model(text: str, weights: Path | None) -> Any:
         raise UsageError(f"{place} has no {name!r}; it has {names}")
     import torch
 
-    found = getattr(module, name)
-    model = found() if callable(found) and not isinstance(found, torch.nn.Module) else found
+    model = getattr(module, name)
+    if callable(model) and not isinstance(model, torch.nn.Module):
+        with _neighbours(place):
+            model = model()
     if not isinstance(model, torch.nn.Module):
         raise UsageError(
             f"{text} must be a torch.nn.Module or a function without arguments that returns one, "
@@ -342,6 +370,20 @@ def _load_model(text: str, weights: Path | None) -> Any:
         state = _state_dict(weights)
         model = load_compressed(insert_approximations(model, state), state)
     return model.eval()
+
+
+@contextmanager
+def _neighbours(place: str) -> Iterator[None]:
+    """Let a file of a network import the modules beside it, and name it where an import fails."""
+    beside = [str(Path(place).resolve().parent)] if place.endswith(".py") else []
+    sys.path[:0] = beside
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{place} cannot be imported: {error}; is it there?") from error
+    finally:
+        for path in beside:
+            sys.path.remove(path)
 
 
 def _state_dict(path: Path) -> dict[str, Any]:
@@ -370,7 +412,14 @@ def _compress(arguments: argparse.Namespace) -> Report:
 
     import torch
 
-    from hwgen.compress import Augment, CompressionConfig, compress_network, parse_budget
+    from hwgen.boards import load_board
+    from hwgen.compress import (
+        Augment,
+        CompressionConfig,
+        compress_network,
+        parse_budget,
+        with_preprocess,
+    )
     from hwgen.compress.report import summary_rows
     from hwgen.datasets import load_splits
     from hwgen.demo_training import progress_bars
@@ -385,6 +434,9 @@ def _compress(arguments: argparse.Namespace) -> Report:
             f"--device must be 'cpu', or one that torch has here, such as 'cuda' where there is a "
             f"GPU, not {arguments.device!r}"
         ) from error
+    if (arguments.mean is None) != (arguments.std is None):
+        raise UsageError("--mean and --std must be given together, or none of them")
+    load_board(arguments.board)  # that there is none is told before data are loaded
     plain, whole = CompressionConfig(), math.ceil(arguments.step_epochs)
     rate = arguments.learning_rate
     config = CompressionConfig(
@@ -398,6 +450,7 @@ def _compress(arguments: argparse.Namespace) -> Report:
         finish=replace(plain.finish, epochs=arguments.epochs, learning_rate=rate, augment=augment),
         distill=not arguments.no_distill,
         max_steps=arguments.max_steps,
+        rejections=arguments.rejections,
         seed=arguments.seed,
     )
     torch.manual_seed(arguments.seed)  # a network that is trained from the start
@@ -408,6 +461,9 @@ def _compress(arguments: argparse.Namespace) -> Report:
             "holds none; give the torch.nn.Module that it was exported from as FILE.py:NAME, and "
             "its --weights"
         )
+    if arguments.mean is not None:
+        mean, std = (_numbers(f"--{key}", getattr(arguments, key)) for key in ("mean", "std"))
+        model = with_preprocess(model, mean, std)
     splits = load_splits(arguments.data, arguments.side, arguments.seed)
     try:
         with progress_bars() as tick:
@@ -417,6 +473,7 @@ def _compress(arguments: argparse.Namespace) -> Report:
                 arguments.out,
                 config,
                 progress=tick,
+                notes=lambda line: print(f"shears compress: {line}", file=sys.stderr),
                 described={
                     "model": arguments.model,
                     "weights": str(arguments.weights or ""),
@@ -441,11 +498,21 @@ def _compress(arguments: argparse.Namespace) -> Report:
     command = ("shears", "compile", arguments.model, "--weights", str(out / "compressed.pt"),
                "--calibration", str(out / "calibration.npz"), "--board", arguments.board,
                "--out", str(out / "bundle"))  # fmt: skip
-    print(
-        f"{out}: report.html, report.json, compressed.pt, calibration.npz. To compile:\n"
-        f"  {shlex.join(command)}"
-    )
+    files = "report.html, report.json, compressed.pt, calibration.npz"
+    if arguments.train:
+        files += ", original.pt (the network before)"
+    print(f"{out}: {files}. To compile:\n  {shlex.join(command)}")
     return report.to_dict()
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers of R,G,B, or the one for all channels."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} must be numbers with commas between, such as 0.485,0.456,0.406, not {text!r}"
+        ) from None
 
 
 def _estimate(arguments: argparse.Namespace) -> Report:
@@ -640,7 +707,8 @@ def _emit(arguments: argparse.Namespace) -> Report:
 
 def _emit_hls4ml(arguments: argparse.Namespace) -> Report:
     """Write an hls4ml project, compile its C++ model, and compare it with the integers."""
-    graph, images, _ = _quantized(arguments)
+    graph, calibration, _ = _quantized(arguments)
+    images = calibration.images
     project, images = _hls_project(arguments, graph, images, arguments.out or Path("build/hls4ml"))
     found = project.estimate
     _table(
@@ -705,7 +773,8 @@ def _compare(arguments: argparse.Namespace) -> Report:
     from hwgen.ir import quantize_input
     from sim.compare import compare_backends
 
-    graph, images, name = _quantized(arguments)
+    graph, calibration, name = _quantized(arguments)
+    images = calibration.images
     project, images = _hls_project(arguments, graph, images, arguments.out)
     with _errors().status("g++ compiles hls4ml's model, images run through both"):
         codes = quantize_input(graph, images)

@@ -48,10 +48,9 @@ from hwgen.compress.cropping import (
     predict_boxes,
     train_predictor,
 )
+from hwgen.compress.inputs import MEAN, STD
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import (
-    MEAN,
-    STD,
     Samples,
     Tick,
     TrainConfig,
@@ -470,18 +469,43 @@ class _Run:
 
 @contextmanager
 def progress_bars() -> Iterator[Tick]:
-    """Show a bar on the terminal for each name that the callback is called with."""
+    """Show a bar on standard error for each name that the callback is called with.
+
+    Where that is no terminal, a line is written when a name is first heard of, when it is done and
+    in between once a minute.
+    """
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    with Progress(TextColumn("{task.description:>24}"), BarColumn(), TimeElapsedColumn()) as bars:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = TextColumn("{task.description:>24}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
         def tick(name: str, done: int, total: int) -> None:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total)
+            if done == 1:  # of one more work of this name
+                bars.reset(tasks[name], total=total)
             bars.update(tasks[name], completed=done, total=total)
 
         yield tick
+
+
+def _lines(every: float = 60.0) -> Tick:
+    """Return a callback that writes lines, of each name at most one in so many seconds."""
+    last: dict[str, float] = {}
+
+    def tick(name: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if name not in last or now - last[name] >= every or done == total:
+            print(f"{name}: {done} of {total}", file=sys.stderr, flush=True)
+            last[name] = now
+
+    return tick
 
 
 def _train_stage(name: str) -> None:

@@ -42,20 +42,14 @@ from hwgen.compress.cropping import (
     train_on_crops,
     train_predictor,
 )
+from hwgen.compress.inputs import normalise
 from hwgen.compress.kernel_reduction import KernelConfig, lower_kernels
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import RelevanceConfig, trim_by_relevance
 from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import (
-    Tick,
-    TrainConfig,
-    accuracy,
-    normalise,
-    reestimate_bn,
-    train,
-)
+from hwgen.compress.training import Tick, TrainConfig, accuracy, reestimate_bn, train
 from hwgen.ir import run_quantized
 from hwgen.quantize import fine_tune_quantized
 

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from hwgen import models
+from hwgen.compress.inputs import MEAN, STD
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import (
-    MEAN,
-    STD,
     Augment,
     Tick,
     TrainConfig,

@@ -22,8 +22,9 @@ from hwgen.compress.cascade import (
     fit_cascade,
 )
 from hwgen.compress.cropping import crop_all, mean_iou, predict_boxes, resize_all
+from hwgen.compress.inputs import normalise
 from hwgen.compress.structure import load_compressed
-from hwgen.compress.training import accuracy, normalise, save_atomically
+from hwgen.compress.training import accuracy, save_atomically
 from hwgen.datasets import Dataset, Splits
 from hwgen.ir import Graph, run_quantized
 from hwgen.quantize import quantize_model

@@ -44,6 +44,14 @@ from hwgen.compress.cropping import (
     train_on_crops,
     train_predictor,
 )
+from hwgen.compress.inputs import (
+    MEAN,
+    STD,
+    Preprocess,
+    normalise,
+    preprocess_of,
+    with_preprocess,
+)
 from hwgen.compress.kernel_reduction import KernelConfig, KernelReport, bake, lower_kernels
 from hwgen.compress.linear_approximation import (
     ApproximationConfig,
@@ -66,14 +74,11 @@ from hwgen.compress.structure import (
     load_compressed,
 )
 from hwgen.compress.training import (
-    MEAN,
-    STD,
     Augment,
     TrainConfig,
     TrainReport,
     accuracy,
     fastest_precision,
-    normalise,
     predict,
     reestimate_bn,
     train,
@@ -96,6 +101,7 @@ __all__ = [
     "KernelReport",
     "Layer",
     "PredictorConfig",
+    "Preprocess",
     "PredictorReport",
     "RelevanceConfig",
     "RelevanceReport",
@@ -144,6 +150,7 @@ __all__ = [
     "parse_budget",
     "predict",
     "predict_boxes",
+    "preprocess_of",
     "predicted_cycles",
     "reestimate_bn",
     "resize_all",
@@ -155,5 +162,6 @@ __all__ = [
     "train_on_crops",
     "train_predictor",
     "trim_by_relevance",
+    "with_preprocess",
     "write_report",
 ]

@@ -13,6 +13,7 @@ one knob for the whole network goes through :func:`tightest` instead.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import nn
 
 from hwgen.compress.cost import Cost, channel_units, tap_steps
 from hwgen.compress.identity import digest
+from hwgen.compress.inputs import shape_of
 from hwgen.compress.kernel_reduction import (
     KernelConfig,
     kernel_units,
@@ -38,14 +40,7 @@ from hwgen.compress.linear_approximation import (
 )
 from hwgen.compress.relevance import FineTune, Statistic, measure_relevance, remove_channels
 from hwgen.compress.structure import Structure, discover, load_compressed
-from hwgen.compress.training import (
-    Tick,
-    load_saved,
-    reestimate_bn,
-    retrained,
-    save_atomically,
-    shape_of,
-)
+from hwgen.compress.training import Tick, load_saved, reestimate_bn, retrained, save_atomically
 
 Method = Literal["trim", "lower", "approximate"]
 _METHODS = ("trim", "lower", "approximate")
@@ -122,7 +117,8 @@ class Step:
 class BudgetReport:
     """Where the loop began, each step, and where it ended.
 
-    Accuracies are on the validation data, costs in the unit of the cost function.
+    Accuracies are on the validation data, costs in the unit of the cost function. ``untried``
+    counts the layers left whose turn did not come, after the last step or refusal that was allowed.
     """
 
     baseline_accuracy: float
@@ -132,6 +128,7 @@ class BudgetReport:
     cost: float
     steps: list[Step] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    untried: int = 0
 
     @property
     def saving(self) -> float:
@@ -229,7 +226,7 @@ class _Loop:
                 f"validate must return an accuracy in [0, 1], not {accuracy!r}; try the share of "
                 "right answers"
             )
-        floor = accuracy - config.max_loss
+        floor = floor_of(accuracy, config.max_loss)
         self.report = BudgetReport(accuracy, start, floor, accuracy, start)
         self.scores: dict[tuple[str, str], _Score] = {}
         self.measured = False
@@ -241,6 +238,7 @@ class _Loop:
             self.measured = True
         refused = len(self.report.rejected)
         if refused >= self.config.rejections or len(self.report.steps) >= self.config.max_steps:
+            self.report.untried = sum(score.value > 0 for score in self.scores.values())
             return False
         key = self._best()
         if key is None:
@@ -397,6 +395,14 @@ class _Loop:
         self.report = BudgetReport(**report)
         self.scores = {(m, t): _Score(value, age) for m, t, value, age in state["scores"]}
         self.measured = True
+
+
+def floor_of(accuracy: float, max_loss: float) -> float:
+    """Return the least accuracy that a loss allows, rounded down in the eleventh digit.
+
+    The difference of two rounded shares may lie above the share of images that is meant.
+    """
+    return math.floor((accuracy - max_loss + 1e-12) * 1e11) / 1e11
 
 
 def tightest(

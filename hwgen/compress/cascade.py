@@ -32,7 +32,14 @@ from hwgen.arch.cascade_bundle import CascadeBundle, check_glances
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.compress.cost import Cost
 from hwgen.compress.cropping import resize_all
-from hwgen.compress.training import MEAN, STD, Tick, normalise, predict
+from hwgen.compress.inputs import (
+    PREPROCESS,
+    Preprocess,
+    for_channels,
+    normalise,
+    preprocess_of,
+)
+from hwgen.compress.training import Tick, predict
 from hwgen.ir.evaluate import run_quantized
 from hwgen.ir.graph import Graph
 
@@ -159,6 +166,7 @@ def cascade_logits(
     images: np.ndarray,
     sides: Sequence[int] | None = None,
     *,
+    preprocess: Preprocess = PREPROCESS,
     progress: Tick | None = None,
 ) -> list[np.ndarray]:
     """Run every stage on every image.
@@ -174,6 +182,9 @@ def cascade_logits(
         Height and width that each stage runs at, by the contract's resize; default: the images'
         own. The host resizes once, from the frame or its crop to the stage's side: to match it
         exactly, give frames, or crops of the size that all stages run at.
+    preprocess
+        Mean and std of what graphs are fed; models have their own, see
+        :func:`~hwgen.compress.inputs.with_preprocess`.
     progress
         Called after each stage.
 
@@ -190,7 +201,7 @@ def cascade_logits(
         if sides is not None and images.shape[1:3] != (sides[stage], sides[stage]):
             seen = resize_all(images, sides[stage])
         if isinstance(network, Graph):
-            logits.append(run_quantized(network, normalise(seen).numpy()))
+            logits.append(run_quantized(network, normalise(seen, preprocess=preprocess).numpy()))
         else:
             logits.append(predict(network, seen))
         if progress is not None:
@@ -560,6 +571,7 @@ def compile_cascade(
     glances: int = 0,
     name: str = "cascade",
     labels: Sequence[str] | None = None,
+    preprocess: Preprocess = PREPROCESS,
     **quantization: Any,
 ) -> CascadeBundle:
     """Compile every network of a cascade for one board, resident side by side where they fit.
@@ -585,6 +597,8 @@ def compile_cascade(
         How many of the first stages see the whole frame all the same, before the predictor is run.
     name, labels
         Of the bundle, and of the classes.
+    preprocess
+        As in :func:`cascade_logits`.
     quantization
         Further options of :func:`hwgen.quantize.quantize_model`.
 
@@ -615,13 +629,14 @@ def compile_cascade(
     for stage, (network, seen) in enumerate(
         zip(everything, pictures, strict=True), 1 if predictor is None else 0
     ):
+        fed = preprocess if isinstance(network, Graph) else preprocess_of(network)
         if not isinstance(network, Graph):
             assert seen is not None  # checked above
-            x = normalise(seen)
+            x = normalise(seen, preprocess=fed)
             network = quantize_model(network, x[:1], x, **quantization)
         options: dict[str, Any] = {
             "name": f"{name} stage {stage}" if stage else f"{name} predictor",
-            "preprocess": ((MEAN,) * 3, (STD,) * 3),
+            "preprocess": for_channels(fed, 3),
             "labels": labels if stage else None,
         }
         try:

@@ -191,7 +191,8 @@ def predicted_cycles(
     ValueError
         If the network cannot be compiled for the board.
     """
-    from hwgen.arch import estimate
+    from hwgen.arch import MemoryTiming, estimate
+    from hwgen.boards import load_board
     from hwgen.compiler import compile
 
     generator = torch.Generator().manual_seed(0)
@@ -199,7 +200,8 @@ def predicted_cycles(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         bundle = compile(model, noise[:1], noise, board, observer="minmax")
-    return float(estimate(bundle).cycles)
+    timing = MemoryTiming(load_board(board).read_latency_cycles)
+    return float(estimate(bundle, timing).cycles)
 
 
 def kernel_orders(model: nn.Module, structure: Structure) -> dict[int, np.ndarray]:

@@ -23,16 +23,8 @@ from torch.nn import functional
 
 from hwgen.arch.crop import WEIGHT_ONE, resize, resize_weights, square_crops
 from hwgen.arch.files import replacing
-from hwgen.compress.training import (
-    Tick,
-    TrainConfig,
-    TrainReport,
-    batches,
-    device_of,
-    predict,
-    reestimate_bn,
-    train,
-)
+from hwgen.compress.inputs import batches
+from hwgen.compress.training import Tick, TrainConfig, TrainReport, predict, reestimate_bn, train
 
 BOX_LOSSES = ("smooth_l1", "mse", "weighted_mse", "giou")
 
@@ -413,7 +405,7 @@ def grad_cam(
     try:
         model.eval()
         start = 0
-        for x in batches(images, device=device_of(model)):
+        for x in batches(model, images):
             kept.clear()
             with torch.enable_grad():
                 logits = model(x.requires_grad_(True))

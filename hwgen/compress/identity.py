@@ -8,6 +8,8 @@ import hashlib
 import numpy as np
 from torch import Tensor, fx, nn
 
+from hwgen.compress.inputs import preprocess_of
+
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters and buffers by name."""
@@ -18,7 +20,8 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def form(model: nn.Module) -> str:
     """Return what a model computes apart from its tensors, as text.
 
-    That is its modules with their knobs and, if torch.fx can follow it, its graph in eval mode.
+    That is its modules with their knobs, what it is fed and, if torch.fx can follow it, its graph
+    in eval mode.
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -32,7 +35,7 @@ def form(model: nn.Module) -> str:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return "\n".join([repr(model), *steps])
+    return "\n".join([repr(model), repr(preprocess_of(model)), *steps])
 
 
 def digest(*parts: object) -> str:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.compress.cost import channel_units, supports
+from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, OneRetrain, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
+from hwgen.compress.training import MASK, reestimate_bn, retrained
 
 LADDER = (7, 5, 3, 1)
 Importance = Literal["relevance", "energy", "residual"]
@@ -361,7 +362,7 @@ def _record(
     model.eval()
     try:
         per_image = -(-config.rows // max(1, len(images)))
-        for x in batches(images, device=device_of(model)):
+        for x in batches(model, images):
             model(x)
             original(x)
             patches = _patches(module, caught["input"])  # (n, channels, positions, pixels)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import (
     FineTune,
@@ -34,7 +35,7 @@ from hwgen.compress.relevance import (
     remove_channels,
 )
 from hwgen.compress.structure import Space, Structure, discover
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
+from hwgen.compress.training import MASK, reestimate_bn, retrained
 
 Form = Literal["folded", "explicit"]
 Importance = Literal["residual", "effect", "relevance"]
@@ -428,7 +429,7 @@ def _record(
     model.eval()
     watch = Watch(structure.graph)
     weight = next(model.parameters())
-    for x in batches(images, device=device_of(model)):
+    for x in batches(model, images):
         watch.run(x.to(weight.dtype))
     return moments
 

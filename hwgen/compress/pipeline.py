@@ -20,19 +20,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hwgen.arch.files import replacing
 from hwgen.boards import load_board
-from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, tightest
+from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, floor_of, tightest
 from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
 from hwgen.compress.identity import digest
+from hwgen.compress.inputs import (
+    device_of,
+    for_channels,
+    normalise,
+    preprocess_of,
+    shape_of,
+)
 from hwgen.compress.kernel_reduction import KernelConfig
-from hwgen.compress.knobs import check_choice
+from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.linear_approximation import ApproximationConfig
 from hwgen.compress.relevance import FineTune, Statistic
 from hwgen.compress.report import (
@@ -43,23 +49,23 @@ from hwgen.compress.report import (
     layer_rows,
     write_report,
 )
-from hwgen.compress.slice_reduction import SliceConfig, lower_slices
+from hwgen.compress.slice_reduction import SliceConfig, UnreachableCost, lower_slices
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import (
     Samples,
     Tick,
     TrainConfig,
     accuracy,
-    device_of,
     load_saved,
-    normalise,
     predict,
     save_atomically,
-    shape_of,
     train,
     with_masks,
 )
 from hwgen.datasets import Dataset, Splits
+
+if TYPE_CHECKING:
+    from hwgen.quantize import Calibration
 
 STEP_METHODS: tuple[Method, ...] = ("trim", "lower", "approximate")
 METHODS = (*STEP_METHODS, "slices")
@@ -92,8 +98,9 @@ class CompressionConfig:
         Fine-tuning of each network that slices are tried on, and of the result.
     distill
         Whether retraining also learns the answers of the network as it was.
-    max_steps
-        Steps that may be taken before slices.
+    max_steps, rejections
+        Steps that may be taken before slices, and that may be refused, for what they lost after
+        their retraining.
     statistic, kernels, approximation, slices
         How channels are judged, kernels lowered, maps approximated and slices lowered. What the
         pipeline decides itself is not used of them: shares, layers, groups, retraining and seeds.
@@ -113,6 +120,7 @@ class CompressionConfig:
     finish: TrainConfig = TrainConfig(epochs=10, learning_rate=2e-3)
     distill: bool = True
     max_steps: int = 1000
+    rejections: int = 3
     statistic: Statistic = "mean_abs"
     kernels: KernelConfig = KernelConfig(importance="residual")
     approximation: ApproximationConfig = ApproximationConfig()
@@ -131,6 +139,7 @@ class CompressionConfig:
         if not 0.0 < self.step_share <= 1.0:
             raise ValueError(f"step_share must be in (0, 1], not {self.step_share!r}")
         check_choice("statistic", self.statistic, Statistic)
+        check_counts(rejections=self.rejections)
         if self.max_steps < 0:
             raise ValueError(f"max_steps must be at least 0, not {self.max_steps!r}")
         if self.seed < 0:
@@ -183,6 +192,16 @@ def cost_named(name: str, board: str | Path) -> Cost:
     return cycles
 
 
+_DECIDED = {
+    "kernels": ("fraction", "layers", "align", "retrain", "seed"),
+    "approximation": ("fraction", "layers", "align", "form", "seed"),
+    "slices": ("keep", "rounds", "tn", "ti", "seed"),
+    "learn": ("seed",),
+    "step": ("seed",),
+    "finish": ("seed",),
+}
+"""Knobs of the methods that the pipeline decides itself."""
+
 DESCRIBED = frozenset({"model", "weights", "data", "run"})
 """What a report may be told of where its network and data are from."""
 
@@ -194,6 +213,7 @@ def compress_network(
     config: CompressionConfig | None = None,
     *,
     progress: Tick | None = None,
+    notes: Callable[[str], None] | None = None,
     described: Mapping[str, str] | None = None,
 ) -> tuple[nn.Module, CompressionReport]:
     """Compress a classifier within an accuracy budget, and report.
@@ -201,20 +221,25 @@ def compress_network(
     Parameters
     ----------
     model
-        Takes ``(pixel / 255 - 0.5) / 0.25`` as float32 (N, C, H, W), returns (N, classes) logits.
-        Left as it is. Trained on the device that it lies on.
+        Takes ``(pixel / 255 - 0.5) / 0.25`` as float32 (N, C, H, W), or what
+        :func:`~hwgen.compress.inputs.with_preprocess` says; returns (N, classes) logits. Left as it
+        is. Trained on the device that it lies on.
     splits
         uint8 images of the size that the model runs on. The validation split decides; the test
         split is seen once, at the end.
     folder
         Gets ``compressed.pt``, the state dict that
-        :func:`~hwgen.compress.structure.load_compressed` restores; ``calibration.npz``, images for
-        `shears compile`; ``report.json``, ``report.html`` and its pictures; and ``checkpoints``, in
-        which a run with the same arguments goes on.
+        :func:`~hwgen.compress.structure.load_compressed` restores; ``original.pt``, that of the
+        network before, if it was trained here; ``calibration.npz``, images for `shears compile`,
+        with mean, std and class names; ``report.json``, ``report.html`` and its pictures; and
+        ``checkpoints``, in which a run with the same arguments goes on. One with others goes on
+        from the trained network alone, if what that depends on is the same.
     config
         The knobs.
     progress
         Called with what is being done, steps done, steps in all.
+    notes
+        Called with a line on what was found, and on what may not be meant so.
     described
         ``model``, ``weights``, ``data`` and ``run`` of the report.
 
@@ -234,16 +259,17 @@ def compress_network(
     unknown = set(described or ()) - DESCRIBED
     if unknown:
         raise ValueError(f"described must be of {sorted(DESCRIBED)}, not {sorted(unknown)}")
-    run = _Run(model, splits, Path(folder), config, progress)
+    run = _Run(model, splits, Path(folder), config, progress, notes)
     base = with_masks(run.learned())
     floor = run.floor(base)
-    smaller, refused = run.steps(base)
+    smaller = run.steps(base)
     smaller = run.slices(base, smaller, floor)
     smaller = _on_cpu(run.finished(base, smaller))
-    report = run.report(_on_cpu(base), smaller, floor, refused, dict(described or {}))
+    report = run.report(_on_cpu(base), smaller, floor, dict(described or {}))
     save_atomically(smaller.state_dict(), run.out / "compressed.pt")
-    with replacing(run.out / "calibration.npz") as temporary:
-        np.savez(temporary, images=normalise(run.images).contiguous().numpy())
+    if config.learn.epochs:
+        save_atomically(_on_cpu(base).state_dict(), run.out / "original.pt")
+    run.calibration(smaller).save(run.out / "calibration.npz")
     write_report(run.out, report)
     return smaller, report
 
@@ -258,10 +284,12 @@ class _Run:
         out: Path,
         config: CompressionConfig,
         progress: Tick | None,
+        notes: Callable[[str], None] | None,
     ) -> None:
         self.model, self.splits = copy.deepcopy(model).eval(), splits
         self.out, self.config = out, config
         self.tick: Tick = progress if progress is not None else lambda name, done, total: None
+        self.note: Callable[[str], None] = notes if notes is not None else lambda line: None
         self.board = load_board(config.board)
         self.shape = shape_of(splits.train.images)
         self.cost = cost_named(config.cost, config.board)
@@ -271,11 +299,13 @@ class _Run:
         count = min(config.calibration, len(splits.train))
         chosen = rng.choice(len(splits.train), count, replace=False)
         self.images, self.labels = splits.train.images[chosen], splits.train.labels[chosen]
-        self.folder = out / "checkpoints" / self._digest()
+        self.folder, self.learning = (out / "checkpoints" / name for name in self._digests())
         there = next(place for place in (out, *out.resolve().parents) if place.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise ValueError(f"folder must be one that can be written, not {str(out)!r}")
         self.trials: list[Trial] = []
+        self.refused: list[tuple[str, str]] = []
+        self.untried = 0
         self.seconds: dict[str, float] = {}
 
     @property
@@ -297,9 +327,11 @@ class _Run:
         try:
             outputs = predict(self.model, self.splits.train.images[:2])
         except (RuntimeError, ValueError) as error:
+            hint = "another side, or a wrapper that returns the logits alone"
+            if f"have 1 channels, but got {self.shape[0]}" in str(error):
+                hint = "a network of 3 channels, or an .npz with images of (N, H, W, 1)"
             raise ValueError(
-                f"the network must give logits for the data's {size} images: {error}; try another "
-                "side, or a wrapper that returns the logits alone"
+                f"the network must give logits for the data's {size} images: {error}; try {hint}"
             ) from error
         classes = max(1 + int(split.labels.max()) for split in self.parts.values())
         if outputs.ndim != 2 or outputs.shape[1] < classes:
@@ -310,27 +342,51 @@ class _Run:
         macs(self.model, self.shape)  # raises if channels cannot be followed
         predicted_cycles(_on_cpu(self.model), self.shape, self.config.board)
 
-    def _digest(self) -> str:
-        """Return 16 digits of what the result depends on: arguments, device, this room's code."""
-        parts: list[object] = [self.config, self.board, device_of(self.model).type, self.model]
-        for split in self.parts.values():
-            parts += [split.images, split.labels]
-        parts += [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-        return digest(*parts)[:16]
+    def _digests(self) -> tuple[str, str]:
+        """Return 16 digits of what the result depends on, and of what the first training does.
+
+        That is arguments, device and this room's code; of the training, those that it knows.
+        """
+        room = Path(__file__).parent
+        start: list[object] = [self.config.seed, device_of(self.model).type, self.model]
+        start += [self.splits.train.images, self.splits.train.labels]
+        code = [room / name for name in ("inputs.py", "training.py")]
+        learning = digest(*start, self.config.learn, *(path.read_bytes() for path in code))
+        rest: list[object] = [self.config, self.board]
+        for split in (self.splits.validation, self.splits.test):
+            rest += [split.images, split.labels]
+        code = sorted(room.glob("*.py"))
+        whole = digest(*start, *rest, *(path.read_bytes() for path in code))
+        return whole[:16], f"trained-{learning[:16]}"
 
     def stage(
-        self, name: str, blank: nn.Module, build: Callable[[Path], tuple[nn.Module, Any]]
+        self,
+        name: str,
+        blank: nn.Module,
+        build: Callable[[Path], tuple[nn.Module, Any]],
+        folder: Path | None = None,
     ) -> tuple[nn.Module, Any]:
         """Load a finished stage, or build it (given a checkpoint file) and keep it."""
-        path, checkpoint = self.folder / f"{name}.pt", self.folder / f"{name}.checkpoint"
-        if not path.exists():
+        folder = folder or self.folder
+        path, checkpoint, spent = (folder / f"{name}{end}" for end in (".pt", ".checkpoint", ".s"))
+        if path.exists():
+            self.note(f"{name}: finished in an earlier run, taken from {path}")
+        else:
+            if checkpoint.exists():
+                self.note(f"{name}: going on from {checkpoint}")
+            before = float(spent.read_text()) if spent.exists() else 0.0
             began = time.perf_counter()
-            model, record = build(checkpoint)
-            seconds = time.perf_counter() - began
+            try:
+                model, record = build(checkpoint)
+            finally:
+                seconds = before + time.perf_counter() - began
+                folder.mkdir(parents=True, exist_ok=True)
+                spent.write_text(f"{seconds}\n")
             save_atomically(
                 {"model": model.state_dict(), "record": record, "seconds": seconds}, path
             )
-            checkpoint.unlink(missing_ok=True)
+            for done in (checkpoint, spent):
+                done.unlink(missing_ok=True)
         held = load_saved(path, "a network of an earlier run", device_of(self.model))
         self.seconds[name] = held["seconds"]
         return load_compressed(blank, held["model"]).eval(), held["record"]
@@ -391,7 +447,7 @@ class _Run:
                 self.model, self.samples(), knobs, checkpoint=checkpoint, progress=self.tick
             )[0], None
 
-        return self.stage("training", self.model, build)[0]
+        return self.stage("training", self.model, build, self.learning)[0]
 
     def floor(self, base: nn.Module) -> float:
         """Return the least accuracy accepted; refuse a network that has not learned anything."""
@@ -406,13 +462,31 @@ class _Run:
                 f"validation images where a constant answer is on {commonest:.1%}; give its "
                 "weights, or epochs to train it for"
             )
-        return found - self.config.max_loss
+        floor, count = floor_of(found, self.config.max_loss), len(self.splits.validation)
+        mean, std = preprocess_of(base)
+        self.note(
+            f"the network is right on {found:.2%} of the {count:,} validation images, fed (pixel / "
+            f"255 - mean) / std with a mean of {_listed(mean)} and a std of {_listed(std)}; if it "
+            "was more in your training, give the mean and std of that"
+        )
+        may = round(count * found) - math.ceil(count * floor)
+        self.note(
+            f"it may become wrong on {may:,} of them more"
+            + ("; more validation images would tell smaller losses apart" if may < 5 else "")
+        )
+        still = [name for name, weight in base.named_parameters() if not weight.requires_grad]
+        if still:
+            self.note(
+                f"{len(still)} tensors ({still[0]}, ...) require no gradient: retraining leaves "
+                "them as they are, and so do slices; try model.requires_grad_(True)"
+            )
+        return floor
 
-    def steps(self, base: nn.Module) -> tuple[nn.Module, list[tuple[str, str]]]:
+    def steps(self, base: nn.Module) -> nn.Module:
         """Trim, lower and approximate, step by step, within the budget."""
         methods = tuple(m for m in STEP_METHODS if m in self.config.methods)
         if not methods or not self.config.max_steps:
-            return base, []
+            return base
 
         tune = self.tuner(base, self.config.step, "retraining", share=self.config.step_share)
 
@@ -429,6 +503,7 @@ class _Run:
                     kernels=replace(self.config.kernels, seed=self.config.seed),
                     approximation=replace(self.config.approximation, seed=self.config.seed),
                     max_steps=self.config.max_steps,
+                    rejections=self.config.rejections,
                 ),
                 cost=self.cost,
                 fine_tune=tune,
@@ -441,7 +516,13 @@ class _Run:
         for step in record["steps"]:
             method, target, value = step["method"], step["target"], step["accuracy"]
             self.trials.append(Trial(method, target, value, step["cost"], True))
-        return model, [(method, target) for method, target in record["rejected"]]
+        self.refused = [(method, target) for method, target in record["rejected"]]
+        self.untried = record["untried"]
+        self.note(
+            f"steps: {len(record['steps'])} taken, {len(self.refused)} refused"
+            + (f"; {self.untried} more layers could be tried" if self.untried else "")
+        )
+        return model
 
     def slices(self, base: nn.Module, model: nn.Module, floor: float) -> nn.Module:
         """Give slices smaller kernels, as far as the budget lets them go."""
@@ -465,10 +546,17 @@ class _Run:
         def validate(trial: nn.Module) -> float:
             value, (keep, record) = self.validate(trial), tried[-1]
             tried[-1] = keep, replace(record, accuracy=value)
+            self.note(
+                f"slices, {keep:g} of the array's steps kept: right on {value:.2%}, "
+                f"{COST_NAMES[self.config.cost]}: {record.cost:,.0f}, of {present:,.0f}"
+            )
             # What saves nothing is no step, however good it is.
             return value if record.cost < present else -math.inf
 
-        chosen = tightest(build, self._keeps(model), validate, floor)
+        levels = self._keeps(model)
+        if not levels:
+            self.note(f"slices: kernels alone cannot leave {KEEPS[0]:g} of the array's steps")
+        chosen = tightest(build, levels, validate, floor)
         for keep, record in sorted(tried, key=lambda item: -item[0]):
             taken = chosen is not None and keep == chosen[0]
             self.trials.append(replace(record, taken=taken))
@@ -482,7 +570,7 @@ class _Run:
         def beyond(keep: float) -> bool:
             try:
                 self._lowered(model, keep, None, few=16)
-            except ValueError:
+            except UnreachableCost:
                 return True
             return False
 
@@ -527,14 +615,34 @@ class _Run:
         self.trials.append(Trial("fine-tune", target, value, spent, taken=better))
         return tuned if better else model
 
+    def calibration(self, model: nn.Module) -> Calibration:
+        """Return what `shears compile` takes beside the network."""
+        from hwgen.quantize import Calibration
+
+        fed, names = preprocess_of(model), self.splits.train.class_names
+        outputs = predict(model, self.splits.train.images[:1]).shape[1]
+        return Calibration(
+            normalise(self.images, preprocess=fed).contiguous().numpy(),
+            for_channels(fed, self.shape[0]),
+            tuple(names) if len(names) == outputs else None,
+        )
+
+    def _knobs(self) -> dict[str, Any]:
+        """Return the config as plain values, without what the pipeline decides itself."""
+        knobs: dict[str, Any] = json.loads(json.dumps(asdict(self.config), default=str))
+        for name, unused in _DECIDED.items():
+            knobs[name] = {key: value for key, value in knobs[name].items() if key not in unused}
+        return knobs
+
     def figures(self, model: nn.Module) -> Figures:
         """Measure one network; this is where the test split is seen."""
         from hwgen.ir import run_quantized
         from hwgen.quantize import quantize_model
 
-        test, inputs = self.splits.test, normalise(self.images)
+        test, fed = self.splits.test, preprocess_of(model)
+        inputs = normalise(self.images, preprocess=fed)
         graph = quantize_model(model, inputs[:1], inputs)
-        logits = run_quantized(graph, normalise(test.images).numpy())
+        logits = run_quantized(graph, normalise(test.images, preprocess=fed).numpy())
         return Figures(
             validation=self.validate(model),
             test=accuracy(model, test.images, test.labels),
@@ -550,7 +658,6 @@ class _Run:
         base: nn.Module,
         smaller: nn.Module,
         floor: float,
-        refused: list[tuple[str, str]],
         described: dict[str, str],
     ) -> CompressionReport:
         """Measure both networks and gather what was done."""
@@ -566,9 +673,11 @@ class _Run:
             floor=floor,
             cost=self.config.cost,
             trials=self.trials,
-            refused=refused,
+            refused=self.refused,
+            untried=self.untried,
             layers=layer_rows(base, smaller, self.images, machine.tn, machine.ti),
-            config=json.loads(json.dumps(asdict(self.config), default=str)),
+            config=self._knobs(),
+            preprocess=preprocess_of(base),
             seed=self.config.seed,
             board=self.board.key,
             clock_hz=self.board.accelerator_hz,
@@ -583,6 +692,11 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     """Return the model in eval mode on the CPU; a copy if it lies elsewhere."""
     elsewhere = device_of(model).type != "cpu"
     return (copy.deepcopy(model).cpu() if elsewhere else model).eval()
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    """Return numbers as one types them."""
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _device_name(device: torch.device) -> str:

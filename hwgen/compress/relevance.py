@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
-from hwgen.compress.training import MASK, batches, device_of, reestimate_bn, retrained, shape_of
+from hwgen.compress.training import MASK, reestimate_bn, retrained
 
 Statistic = Literal["mean_abs", "max", "rms", "std", "fraction_active"]
 Criterion = Literal["threshold", "keep_fraction", "global_rank"]
@@ -140,7 +141,7 @@ def measure_relevance(
     watch = Watch(structure.graph)
     try:
         with torch.no_grad():
-            for x in batches(images, device=device_of(model)):
+            for x in batches(model, images):
                 watch.run(x)
     finally:
         model.train(was_training)

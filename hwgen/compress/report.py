@@ -16,9 +16,9 @@ from torch import nn
 
 from hwgen.arch.files import replacing, write_json
 from hwgen.compress.cost import kernel_orders, layer_macs, used_taps
+from hwgen.compress.inputs import PREPROCESS, Preprocess, shape_of
 from hwgen.compress.relevance import measure_relevance, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
-from hwgen.compress.training import shape_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,18 +130,21 @@ class CompressionReport:
         The least accuracy on the validation split that was accepted.
     cost
         What drove the run, one of :data:`COST_NAMES`.
-    trials, refused
-        Networks on the way, in order, and the (method, target) of steps that lost too much.
+    trials, refused, untried
+        Networks on the way, in order; the (method, target) of steps that lost too much; and how
+        many other layers' turn did not come, for want of steps or rejections.
     layers
         In the order they run.
     config
-        All knobs, the seed among them.
+        All knobs that were used, the seed among them.
+    preprocess
+        Mean and std of what both networks are fed.
     board, clock_hz, device
         What cycles are predicted for, and what computed.
     images
         Number in each split.
     seconds
-        By stage; a stage that was finished by an earlier run counts what it took then.
+        By stage; what earlier runs took for one that was finished or stopped counts.
     model, weights, data, run
         What was compressed, and the command.
     """
@@ -160,6 +163,8 @@ class CompressionReport:
     device: str
     images: dict[str, int]
     seconds: dict[str, float]
+    preprocess: Preprocess = PREPROCESS
+    untried: int = 0
     model: str = ""
     weights: str = ""
     data: str = ""
@@ -169,6 +174,12 @@ class CompressionReport:
         """Return plain values, as JSON has them."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
+
+    def fate(self, trial: Trial) -> str:
+        """Return in words what became of a network on the way."""
+        if trial.taken:
+            return "taken"
+        return "not taken" if trial.accuracy < self.floor else "within the budget, not taken"
 
     @property
     def saved_cycles(self) -> float:
@@ -316,6 +327,7 @@ def draw_accuracy(report: CompressionReport) -> Figure:
     for trial in report.trials:
         if trial.taken:
             path.append((trial.cost, trial.accuracy))
+        if trial.taken or trial.accuracy >= report.floor:
             shown.append(trial.accuracy)
     spread = max(max(shown) - min(shown), 0.005)
     low, high = min(shown) - 0.25 * spread, max(shown) + 0.2 * spread
@@ -333,7 +345,7 @@ def draw_accuracy(report: CompressionReport) -> Figure:
         lost = [(t.cost, 100 * max(t.accuracy, low + 0.04 * spread)) for t in mine if not t.taken]
         if lost:
             x, y = zip(*lost, strict=True)
-            beyond = any(t.accuracy < low for t in mine)
+            beyond = any(t.accuracy < low for t in mine if not t.taken)
             axes.scatter(
                 x, y, s=34, facecolors="none", edgecolors=color, marker=marker, zorder=2,
                 label=f"{method}, not taken" + "\n(on the lower edge: below)" * beyond,
@@ -539,13 +551,15 @@ def _page(report: CompressionReport, pictures: Mapping[str, str]) -> str:
             t.target,
             f"{100 * t.accuracy:.2f} %",
             f"{t.cost:,.0f}",
-            "taken" if t.taken else "not taken",
+            report.fate(t),
         )
         for number, t in enumerate(report.trials, 1)
     ]
+    preprocess = (", ".join(f"{value:g}" for value in values) for values in report.preprocess)
     details = [
         ("network", " ".join(filter(None, (report.model, report.weights)))),
         ("data", report.data + ": " + ", ".join(f"{n:,} {k}" for k, n in report.images.items())),
+        ("fed", "(pixel / 255 - mean) / std, mean and std: {}; {}".format(*preprocess)),
         ("board", report.board),
         ("computed on", report.device),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items())),
@@ -563,8 +577,13 @@ def _page(report: CompressionReport, pictures: Mapping[str, str]) -> str:
         summary=f"{100 * report.saved_cycles:.1f} % fewer predicted cycles, "
         f"{100 * (1 - after.macs / before.macs):.1f} % fewer multiply-accumulates.",
         verdict_class="good" if kept else "bad",
-        verdict=f"{abs(lost):.2f} points of validation accuracy {'lost' if lost > 0 else 'gained'},"
-        f" {100 * (before.validation - report.floor):.2f} allowed.",
+        verdict=(
+            "Validation accuracy unchanged,"
+            if not lost
+            else f"{abs(lost):.2f} points of validation accuracy "
+            f"{'lost' if lost > 0 else 'gained'},"
+        )
+        + f" {100 * (before.validation - report.floor):.2f} allowed.",
         test=report.images["test"],
         figures=_table(("", "before", "after", "change"), summary_rows(report)),
         layers=_table(
@@ -598,7 +617,9 @@ def _page(report: CompressionReport, pictures: Mapping[str, str]) -> str:
             ("", "method", "where", "validation", COST_NAMES[report.cost], ""), steps, "words"
         ),
         refused="Refused, for they would have lost too much or saved nothing: "
-        f"{html.escape(refused)}.",
+        f"{html.escape(refused)}."
+        + f" {report.untried} more layers' turn did not come: try more rejections or steps."
+        * bool(report.untried),
         details=_table(("", ""), details, "words"),
         **pictures,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hwgen.compress.cropping import resize_all
+from hwgen.compress.inputs import device_of
 from hwgen.compress.relevance import (
     Statistic,
     keep_most,
@@ -23,7 +24,7 @@ from hwgen.compress.relevance import (
     trimmable,
 )
 from hwgen.compress.structure import discover, drop_blocks, identity_blocks
-from hwgen.compress.training import device_of, predict, reestimate_bn
+from hwgen.compress.training import predict, reestimate_bn
 
 
 def droppable_blocks(

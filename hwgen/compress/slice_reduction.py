@@ -28,21 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.compress.cost import Cost, tap_steps
+from hwgen.compress.inputs import batches, device_of, shape_of
 from hwgen.compress.kernel_reduction import KernelConfig, refit
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
-from hwgen.compress.training import (
-    MASK,
-    batches,
-    check_logits,
-    device_of,
-    labels_of,
-    predict,
-    reestimate_bn,
-    retrained,
-    shape_of,
-)
+from hwgen.compress.training import MASK, check_logits, labels_of, predict, reestimate_bn, retrained
 
 Shapes = Literal["square", "rectangle", "free"]
 SliceWeights = Literal["cut", "least_squares"]
@@ -271,7 +262,7 @@ def tap_importance(
     device = device_of(model)
     target = torch.from_numpy(np.asarray(labels)).to(device)
     count = 0
-    for start, x in enumerate(batches(images, config.batch_size, device)):
+    for start, x in enumerate(batches(model, images, config.batch_size)):
         model.zero_grad(set_to_none=True)
         first = start * config.batch_size
         functional.cross_entropy(model(x), target[first : first + len(x)]).backward()
@@ -314,7 +305,7 @@ def _lower_once(
     structure = discover(model, shape)
     forms = sliceable(model, structure, config)
     if not forms:
-        raise ValueError(
+        raise UnreachableCost(
             "the model must have a layer that can be lowered; those whose weights require no "
             "gradient are left as they are: try model.requires_grad_(True)"
         )

@@ -21,7 +21,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from hwgen.compress.identity import tensors
-from hwgen.compress.training import MASK, device_of
+from hwgen.compress.inputs import device_of
+from hwgen.compress.training import MASK
 
 
 class UnsupportedStructure(ValueError):
@@ -48,6 +49,8 @@ _TRANSPARENT: tuple[Any, ...] = (
 )
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _FLATTENS: tuple[Any, ...] = (torch.flatten, "flatten")
+_VIEWS: tuple[Any, ...] = ("view", "reshape", torch.reshape)
+_SQUEEZES: tuple[Any, ...] = ("squeeze", torch.squeeze)
 
 
 @dataclass(frozen=True)
@@ -224,12 +227,18 @@ class _Walk:
             self._set(node, self._new(_shape(node)[1]))
             self.frozen.add(self.space[node])
             return
+        if node.op != "output" and "tensor_meta" not in node.meta:
+            return  # x.size(0): a number, which whatever uses it must answer for
         sources = [source for source in node.all_input_nodes if source in self.space]
         if node.op == "output":
             self.frozen.update(self.space[source] for source in sources)
             return
         if node.op == "get_attr" or not sources:
-            self._problem(node, "only a chain of layers from the input is followed")
+            self._problem(
+                node,
+                "only a chain of layers from the input is followed; for a mean and std of its own, "
+                "give the network without them, and those to with_preprocess or --mean and --std",
+            )
             return
         handler = self._handler(node)
         if handler is None:
@@ -259,9 +268,10 @@ class _Walk:
             return self._add
         if node.target in _TRANSPARENT:
             return self._pass
-        is_view = node.target in ("view", "reshape", torch.reshape)
-        if (node.target in _FLATTENS or is_view) and len(_shape(node)) == 2:
+        if node.target in (*_FLATTENS, *_VIEWS) and len(_shape(node)) == 2:
             return self._flatten
+        if node.target in _SQUEEZES and _shape(node)[:2] == _shape(node.all_input_nodes[0])[:2]:
+            return self._squeeze
         if node.target in ("mean", torch.mean) and len(_shape(node)) in (2, 4):
             before = _shape(node.all_input_nodes[0])
             return self._pass if _shape(node)[:2] == before[:2] else None
@@ -300,8 +310,15 @@ class _Walk:
         if self.repeat[node] == 1:
             self.activations.append(node)
 
+    def _squeeze(self, node: fx.Node, sources: list[fx.Node]) -> None:
+        self._set(node, self.space[sources[0]], self.repeat[sources[0]])
+
     def _flatten(self, node: fx.Node, sources: list[fx.Node]) -> None:
         before = _shape(sources[0])
+        sizes = node.args[1:] if len(node.args) > 2 else node.args[-1]
+        if node.target in _VIEWS and isinstance(sizes, tuple) and _shape(node)[1] in sizes:
+            # x.view(-1, 512) is of 512 numbers whatever becomes of the channels: they must stay.
+            self.frozen.add(self.space[sources[0]])
         self._set(node, self.space[sources[0]], self.repeat[sources[0]] * _pixels(before))
 
     def _add(self, node: fx.Node, sources: list[fx.Node]) -> None:

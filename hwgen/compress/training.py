@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -18,12 +18,8 @@ from torch.nn import functional
 
 from hwgen.arch.files import replacing
 from hwgen.compress.identity import digest, form, tensors
+from hwgen.compress.inputs import MEAN, Preprocess, batches, device_of, normalise, preprocess_of
 from hwgen.compress.knobs import check_choice
-from hwgen.datasets.base import check_images
-
-MEAN = 0.5
-STD = 0.25
-"""Every network here is fed ``(pixel / 255 - MEAN) / STD``, all three channels alike."""
 
 CUT_WEIGHT = 2.0
 """How much more "weighted_mse" minds an edge that cuts into the true box than one outside of it.
@@ -45,27 +41,6 @@ Tick = Callable[[str, int, int], None]
 """Progress: what is being done, steps done, steps in all."""
 
 
-def normalise(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Map (N, H, W, 3) uint8 to the (N, 3, H, W) float32 that the networks take.
-
-    Raises
-    ------
-    ValueError
-        If images are anything else: pixels in [0, 1] would be all but black.
-    """
-    check_images(images)
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-    x = pixels.permute(0, 3, 1, 2).float()
-    return ((x / 255.0 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-
-
-def shape_of(images: np.ndarray) -> tuple[int, int, int]:
-    """Return (C, H, W) of (N, H, W, C) uint8 images; refuse anything else."""
-    check_images(images)
-    _, height, width, channels = images.shape
-    return channels, height, width
-
-
 def retrained(model: object) -> nn.Module:
     """Return what a caller's ``fine_tune`` returned, if it is a network."""
     if not isinstance(model, nn.Module):
@@ -74,11 +49,6 @@ def retrained(model: object) -> nn.Module:
             "lambda model: train(model, ...)[0]"
         )
     return model
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters lie; the CPU if it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def fastest_precision(device: torch.device | str = "cpu") -> Precision:
@@ -335,12 +305,12 @@ def train(
     ------
     ValueError
         If there are not two images or more and one target for each, a label is no class of the
-        model, nothing of the model requires a gradient, the teacher has other outputs, the
-        checkpoint belongs to another training, or the loss is not finite.
+        model, nothing of the model requires a gradient, the teacher has other outputs or another
+        preprocessing, the checkpoint belongs to another training, or the loss is not finite.
     """
     began = time.perf_counter()
     report = TrainReport()
-    device = device_of(model)
+    device, preprocess = device_of(model), preprocess_of(model)
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     model = _with_format(copy.deepcopy(model), torch.channels_last)
     optimizer = _optimizer(model, config)
@@ -363,6 +333,11 @@ def train(
         first_epoch = state["epoch"]
         report = TrainReport(**state["report"])
     if teacher is not None:
+        if preprocess_of(teacher) != preprocess:
+            raise ValueError(
+                f"the teacher must be fed as the model is, with mean and std of {preprocess!r}, "
+                f"not {preprocess_of(teacher)!r}; try with_preprocess"
+            )
         teacher = copy.deepcopy(teacher).to(device).eval()
     for epoch in range(first_epoch, config.epochs):
         rng = np.random.default_rng((config.seed, epoch))
@@ -379,7 +354,7 @@ def train(
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, epoch * steps + step, config.epochs * steps)
-            x, y_true = _batch(config, images[index], targets[index], rng, device)
+            x, y_true = _batch(config, images[index], targets[index], rng, device, preprocess)
             with half:
                 y = model(x)
             if step == 0:
@@ -536,13 +511,15 @@ def _batch(
     targets: np.ndarray,
     rng: np.random.Generator,
     device: torch.device,
+    preprocess: Preprocess,
 ) -> tuple[Tensor, Tensor]:
     """Return augmented images and their targets; boxes move with their images."""
     if config.loss == "cross_entropy":
         images = config.augment(images, rng)
     else:
         images, targets = config.augment.with_boxes(images, targets, rng)
-    return normalise(images, device), torch.from_numpy(np.ascontiguousarray(targets)).to(device)
+    y_true = torch.from_numpy(np.ascontiguousarray(targets)).to(device)
+    return normalise(images, device, preprocess), y_true
 
 
 def _with_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -612,22 +589,6 @@ def save_atomically(state: dict[str, Any], path: str | Path) -> None:
         torch.save(state, file)  # by its path, torch would refuse a name without a suffix
 
 
-def batches(
-    images: np.ndarray, batch_size: int = 250, device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
-    """Yield (n, H, W, 3) uint8 images as normalised batches.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    """
-    if not len(images):
-        raise ValueError("images must be at least 1, not 0")
-    for start in range(0, len(images), batch_size):
-        yield normalise(images[start : start + batch_size], device)
-
-
 @torch.no_grad()
 def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode.
@@ -641,7 +602,7 @@ def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
     model.eval()
     outputs = []
     try:
-        for x in batches(images, device=device_of(model)):
+        for x in batches(model, images):
             y = model(x)
             if not isinstance(y, Tensor):
                 raise ValueError(f"the model must return one tensor, not {type(y).__name__}")
@@ -701,7 +662,7 @@ def reestimate_bn(model: nn.Module, images: np.ndarray) -> nn.Module:
         norm.reset_running_stats()
         norm.train()
     # Of even sizes: a last batch of one image may have one value a channel, which has no variance.
-    for x in batches(images, -(-len(images) // max(1, -(-len(images) // 250))), device_of(model)):
+    for x in batches(model, images, -(-len(images) // max(1, -(-len(images) // 250)))):
         model(x)
     for hook in hooks:
         hook.remove()

@@ -17,7 +17,7 @@ import numpy as np
 from hwgen.arch.crop import resize
 from hwgen.datasets.base import Dataset
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"}
 
 
 def load_folder(folder: str | Path, side: int) -> Dataset:
@@ -37,7 +37,7 @@ def load_folder(folder: str | Path, side: int) -> Dataset:
     Raises
     ------
     ValueError
-        If there is no picture, or the boxes do not cover every picture.
+        If there is no picture, one cannot be read, or the boxes do not cover every picture.
     """
     from PIL import Image
 
@@ -49,10 +49,15 @@ def load_folder(folder: str | Path, side: int) -> Dataset:
     boxes: list[list[float]] = []
     for label, name in enumerate(names):
         for path in sorted((folder / name).iterdir()):
-            if path.suffix.lower() not in _SUFFIXES:
+            if path.suffix.lower() not in SUFFIXES:
                 continue
-            with Image.open(path) as opened:
-                picture = np.asarray(opened.convert("RGB"))
+            try:
+                with Image.open(path) as opened:
+                    picture = np.asarray(opened.convert("RGB"))
+            except OSError as error:
+                raise ValueError(
+                    f"{path} must be a picture: {error}; try making it anew, or leaving it out"
+                ) from error
             if box_of is not None:
                 key = f"{name}/{path.name}"
                 if key not in box_of:
@@ -64,7 +69,7 @@ def load_folder(folder: str | Path, side: int) -> Dataset:
             labels.append(label)
     if not images:
         raise ValueError(
-            f"{folder} must hold <class>/<picture> with a suffix of {sorted(_SUFFIXES)}; "
+            f"{folder} must hold <class>/<picture> with a suffix of {sorted(SUFFIXES)}; "
             "there is no such file"
         )
     return Dataset(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import numpy as np
 from hwgen.arch.crop import resize
 from hwgen.datasets.base import Dataset, Splits
 from hwgen.datasets.frames import FrameConfig, digits_in_photographs
-from hwgen.datasets.loaders import load_cifar10, load_folder, load_npz, open_npz
+from hwgen.datasets.loaders import SUFFIXES, load_cifar10, load_folder, load_npz, open_npz
 
 FRAMES = "frames"
 """Names the bundled data."""
 
 HELD_OUT = 0.1
 """Share of each class of the training images that becomes a validation split where none is."""
+
+_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+"""What each split may be called in a folder or an archive."""
 
 _CHUNK = 500
 
@@ -30,7 +34,8 @@ def load_splits(source: str | Path, side: int | None = None, seed: int = 0) -> S
     source
         ``"frames"``: the bundled ones. A file: see :func:`load_npz`, with the splits ``train``,
         ``test`` and maybe ``validation``. A folder: ``{train,validation,test}/<class>/<picture>``,
-        see :func:`load_folder`, or the python batches of CIFAR-10.
+        see :func:`load_folder`, or the python batches of CIFAR-10. ``validation`` may be called
+        ``val`` or ``valid``.
     side
         Height and width that all images are resized to. None leaves them as they are, which a
         folder's pictures of any size do not allow.
@@ -82,24 +87,47 @@ def load_splits(source: str | Path, side: int | None = None, seed: int = 0) -> S
 
 def _folders(path: Path, side: int | None) -> dict[str, Dataset]:
     """Load the splits that are there as sub-folders."""
-    names = [name for name in ("train", "validation", "test") if (path / name).is_dir()]
+    there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+    names = _named(path, there)
     missing = {"train", "test"} - set(names)
     if missing:
+        hint = "; try moving part of train to test" if "train" in names else ""
         raise ValueError(
             f"{path} must hold train/<class>/<picture> and test/<class>/<picture>; there is no "
-            f"{' and no '.join(sorted(missing))}"
+            f"{' and no '.join(sorted(missing))} among {there}{hint}"
         )
     if side is None:
         raise ValueError("side must be given for a folder's pictures, which may have any size")
-    return {name: load_folder(path / name, side) for name in names}
+    parts = {split: load_folder(path / name, side) for split, name in names.items()}
+    train = parts["train"]
+    bare = sorted(set(range(train.num_classes)) - set(train.labels.tolist()))
+    if bare:
+        name = path / names["train"] / train.class_names[bare[0]]
+        raise ValueError(
+            f"{name} must hold a picture of its class, not none; try moving pictures there out of "
+            f"its sub-folders, or a suffix of {sorted(SUFFIXES)}"
+        )
+    return parts
+
+
+def _named(path: Path, there: Iterable[str]) -> dict[str, str]:
+    """Return what each split that is there is called."""
+    names: dict[str, str] = {}
+    for split, spellings in _NAMES.items():
+        held = [name for name in spellings if name in there]
+        if len(held) > 1:
+            raise ValueError(f"{path} must have one {split} split, not {' and '.join(held)}")
+        if held:
+            names[split] = held[0]
+    return names
 
 
 def _archive(path: Path) -> dict[str, Dataset]:
     """Load the splits of an .npz; without names, all of them have as many classes as the most."""
     with open_npz(path) as archive:
-        has_validation = "validation_images" in archive.files
-    names = ("train", "validation", "test") if has_validation else ("train", "test")
-    parts = {name: load_npz(path, name) for name in names}
+        ends = [key.removesuffix("_images") for key in archive.files if key.endswith("_images")]
+    names = {"train": "train", "test": "test"} | _named(path, ends)
+    parts = {split: load_npz(path, name) for split, name in names.items()}
     most = max((part.class_names for part in parts.values()), key=len)
     return {name: replace(part, class_names=most) for name, part in parts.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hwgen.quantize.calibration import load_calibration
+from hwgen.quantize.calibration import Calibration, load_calibration, read_calibration
 from hwgen.quantize.observers import MSE, Histogram, MinMax, Percentile, code_for_range
 from hwgen.quantize.post_training import (
     QuantizationError,
@@ -27,6 +27,7 @@ __all__ = [
     "FINE_TUNING",
     "MSE",
     "AwareReport",
+    "Calibration",
     "Histogram",
     "IntegerNetwork",
     "MinMax",
@@ -39,6 +40,7 @@ __all__ = [
     "quantize",
     "quantize_model",
     "quantize_with",
+    "read_calibration",
 ]
 
 

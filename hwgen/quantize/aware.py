@@ -27,15 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.compress.training import (
-    MASK,
-    Samples,
-    Tick,
-    TrainConfig,
-    device_of,
-    normalise,
-    train,
-)
+from hwgen.compress.inputs import device_of, normalise, preprocess_of, with_preprocess
+from hwgen.compress.training import MASK, Samples, Tick, TrainConfig, train
 from hwgen.ir import (
     AvgPool,
     Conv2d,
@@ -493,13 +486,17 @@ def fine_tune_quantized(
 
     began = time.perf_counter()
     config = config or FINE_TUNING
+    preprocess = preprocess_of(model)
     if calibration is None:
-        calibration = normalise(samples(0)[0][:CALIBRATION_IMAGES]).contiguous()
+        calibration = normalise(
+            samples(0)[0][:CALIBRATION_IMAGES], preprocess=preprocess
+        ).contiguous()
     images = calibration if isinstance(calibration, Tensor) else torch.tensor(calibration)
     images = images.detach().cpu()
     fused = to_fused(from_torch(copy.deepcopy(model).cpu(), images[:1]))
     graph, codes, _ = prepare(fused, images, scheme, observer, equalization)
-    network = IntegerNetwork(graph, codes, scheme)
+    network = with_preprocess(IntegerNetwork(graph, codes, scheme), *preprocess)
+    assert isinstance(network, IntegerNetwork)
     run = _Run(network, config.epochs + 1 if validate else 0).to(device_of(model))
     if validate is not None:
         run.score(0, validate)

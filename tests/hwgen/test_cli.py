@@ -53,6 +53,26 @@ def compile_into(
     )
 
 
+def test_what_calibration_knows_of_pictures_goes_into_the_bundle(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mean, std and labels, all checked before."""
+    images = np.load(folder / "images.npy")
+    mean, std, labels = (0.1, 0.2, 0.3), (1.0, 2.0, 0.5), ("a", "b", "c", "d")
+    np.savez(folder / "known.npz", images=images, mean=mean, std=std, labels=labels)
+    assert compile_into(folder, images="known.npz") == 0
+    bundle = Bundle.load(folder / "bundle")
+    assert (bundle.mean, bundle.std, bundle.labels) == (mean, std, labels)
+    for change, text in (
+        ({"mean": mean}, "must hold both mean and std, each std above 0, or none"),
+        ({"mean": mean, "std": (1.0, 0.0, 1.0)}, "each std above 0"),
+        ({"mean": mean[:2], "std": std}, r"must hold mean as (3,) numbers, one for each channel"),
+    ):
+        np.savez(folder / "wrong.npz", images=images, **change)
+        assert compile_into(folder, images="wrong.npz") == 1
+        assert text in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("images", ["images.npz", "images.npy"])
 def test_compile_estimate_run_disassemble(
     folder: Path, images: str, capsys: pytest.CaptureFixture[str]

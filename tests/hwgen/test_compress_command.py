@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +26,16 @@ from hwgen.compress import (
     compress_network,
     load_compressed,
     macs,
+    normalise,
     parameters,
     parse_budget,
     predicted_cycles,
     train,
+    with_preprocess,
 )
 from hwgen.compress.report import layer_rows
 from hwgen.datasets import Dataset, Splits, load_npz, load_splits
+from hwgen.quantize import read_calibration
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 16, 16)
@@ -163,7 +168,9 @@ def test_the_command_compresses_reports_and_hands_on_to_compile(
     assert f"{before['cycles']:,}" in printed
     command = next(line for line in printed.splitlines() if "shears compile" in line)
     assert main(shlex.split(command)[1:]) == 0
-    assert Bundle.load(out / "bundle").macs < before["macs"]
+    bundle = Bundle.load(out / "bundle")
+    assert bundle.macs < before["macs"] and bundle.labels == tuple("0123")
+    assert bundle.mean == (0.5,) * 3 and bundle.std == (0.25,) * 3  # so that it takes pictures
 
 
 def _same(a: nn.Module, b: nn.Module) -> bool:
@@ -195,6 +202,107 @@ def test_an_interrupted_run_ends_the_same(
     assert replace(report, seconds=expected.seconds) == expected
     other, _ = compress_network(trained, splits, tmp_path / "parts", replace(QUICK, max_steps=0))
     assert not _same(other, whole)  # another config finds nothing of this one's
+
+
+def test_a_network_is_fed_what_it_was_trained_on(
+    folder: Path, trained: nn.Module, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--mean and --std reach training, figures, calibration and bundle; without, it is told."""
+    mean, std = (-1.0, 2.0, 0.3), (0.5, 0.2, 0.9)
+    other = copy.deepcopy(trained)
+    m, s = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    with torch.no_grad():  # first layers that take the other numbers
+        offset = other[0].weight * ((0.5 - m) / 0.25)
+        other[1].running_mean.add_(offset.sum(dim=(1, 2, 3)))
+        other[0].weight.mul_(s / 0.25)
+    torch.save(other.state_dict(), folder / "other-mean.pt")
+    weights = ("--weights", str(folder / "other-mean.pt"), "--budget", "5%", "--max-steps", "1")
+    numbers = ("--mean=-1,2,0.3", "--std", "0.5,0.2,0.9")
+    out = folder / "fed"
+    assert compress(folder, *weights, *numbers, "--out", str(out)) == 0
+    said = capsys.readouterr().err
+    assert "with a mean of -1, 2, 0.3 and a std of 0.5, 0.2, 0.9; if it was more" in said
+    report = json.loads((out / "report.json").read_text())
+    fed = with_preprocess(other, mean, std)
+    part = splits.validation
+    right = accuracy(fed, part.images, part.labels)
+    assert report["before"]["validation"] == right
+    assert report["preprocess"] == [list(mean), list(std)]
+    held = read_calibration(out / "calibration.npz")
+    assert held.preprocess == (mean, std) and held.labels == tuple("0123")
+    pictures = normalise(splits.train.images, preprocess=(mean, std)).numpy()
+    assert np.array_equal(np.sort(held.images, axis=None), np.sort(pictures, axis=None))
+    options = ("--calibration", str(out / "calibration.npz"), "--out", str(out / "bundle"))
+    where = ("--weights", str(out / "compressed.pt"))
+    assert main(["compile", f"{folder / 'net.py'}:net", *where, *options]) == 0
+    bundle = Bundle.load(out / "bundle")
+    picture = normalise(part.images[:1], preprocess=(mean, std))[0].numpy()
+    assert np.array_equal(bundle.preprocess(part.images[0]), picture)
+    capsys.readouterr()
+    assert compress(folder, *weights, *numbers[:1]) == 1
+    assert "--mean and --std must be given together" in capsys.readouterr().err
+    assert compress(folder, *weights, "--mean", "0,5", "--std", "1,b") == 1
+    assert "--std must be numbers with commas between" in capsys.readouterr().err
+
+
+def test_what_was_trained_is_kept_for_another_budget(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network that `--train` made is written, and taken by a run with other knobs."""
+    out = folder / "trained"
+    common = ("--train", "4", "--max-steps", "0", "--methods", "trim", "--out", str(out))
+    assert compress(folder, *common, "--budget", "5%") == 0
+    printed = capsys.readouterr()
+    assert "original.pt" in printed.out and "finished in an earlier run" not in printed.err
+    first = torch.load(out / "original.pt", weights_only=True)
+    assert compress(folder, *common, "--budget", "2%") == 0
+    assert "training: finished in an earlier run, taken from" in capsys.readouterr().err
+    again = torch.load(out / "original.pt", weights_only=True)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert compress(folder, "--weights", str(out / "original.pt"), "--max-steps", "0") == 0
+
+
+def test_notes_say_what_may_not_be_meant(
+    splits: Splits, trained: nn.Module, tmp_path: Path
+) -> None:
+    def said(model: nn.Module, some: Splits = splits, **knobs: object) -> str:
+        lines: list[str] = []
+        config = replace(QUICK, **knobs)  # type: ignore[arg-type]
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        compress_network(model, some, folder, config, notes=lines.append)
+        return "\n".join(lines)
+
+    plain = said(trained, rejections=1, max_steps=1)
+    assert "right on 100.00% of the 100 validation images" in plain
+    assert "wrong on 5 of them more" in plain and "smaller losses" not in plain
+    assert re.search(r"steps: 1 taken, \d refused; \d+ more layers could be tried", plain)
+    assert re.search(r"slices, 0\.\d+ of the array's steps kept: right on \d", plain)
+    few = replace(splits, validation=splits.validation.take(slice(0, 20)))
+    assert "wrong on 1 of them more; more validation images" in said(trained, few, max_steps=0)
+    frozen = copy.deepcopy(trained)
+    for layer in (frozen[0], frozen[3], frozen[7]):
+        layer.weight.requires_grad_(False)
+    lines = said(frozen, max_steps=0)
+    assert "3 tensors (0.weight, ...) require no gradient" in lines
+    assert "slices: kernels alone cannot leave 0.9 of the array's steps" in lines
+
+
+def test_a_stopped_stage_counts_all_of_its_seconds(
+    splits: Splits, trained: nn.Module, tmp_path: Path
+) -> None:
+    config = replace(QUICK, methods=("trim",))
+    waited = 0.5
+
+    def progress(name: str, done: int, total: int) -> None:
+        if name == "retraining":
+            time.sleep(waited)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_network(trained, splits, tmp_path, config, progress=progress)
+    _, report = compress_network(trained, splits, tmp_path, config)
+    assert report.seconds["steps"] >= waited
+    assert not list(tmp_path.rglob("*.s"))
 
 
 @pytest.mark.parametrize("method", ["trim", "lower", "slices"])
@@ -253,6 +361,8 @@ def test_other_budgets_are_refused(text: str) -> None:
     [
         (("--budget", "abc"), "not 'abc'"),
         (("--budget", "1"), "try 1%"),
+        (("--rejections", "0"), "rejections must be at least 1, not 0"),
+        (("--json", str(ROOT)), "--json must be a file to write, not the folder"),
         (("--methods", "trim,prune"), "methods must be of"),
         (("--board", "pynq-z9"), "board must be one of"),
         (("--step-epochs", "-0.5"), "--step-epochs must be at least 0, not -0.5"),
@@ -308,9 +418,18 @@ def test_a_network_file_may_import_its_neighbour_and_hold_a_dataclass(
     assert "a logit for each of the data's 4 classes" in capsys.readouterr().err
     (tmp_path / "lost.py").write_text("import nowhere_at_all")
     assert main([*command, f"{tmp_path / 'lost.py'}:net"]) == 1
-    error = capsys.readouterr().err
-    assert "lost.py cannot be imported: No module named 'nowhere_at_all'" in error
-    assert "pip install" not in error
+    (tmp_path / "lazy.py").write_text(
+        "def found():\n    from neighbour import narrow\n    return narrow()\n"
+        "def lost():\n    import nowhere_at_all\n"
+    )
+    for name in ("lost", "lazy"):
+        if name == "lazy":
+            assert main([*command, f"{tmp_path / 'lazy.py'}:lost"]) == 1
+        error = capsys.readouterr().err
+        assert f"{name}.py cannot be imported: No module named 'nowhere_at_all'" in error
+        assert "pip install" not in error
+    assert main([*command, f"{tmp_path / 'lazy.py'}:found"]) == 1
+    assert "a logit for each of the data's 4 classes" in capsys.readouterr().err
 
 
 def _splits(**change: object) -> Splits:
@@ -386,14 +505,33 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
     again, other = (load_splits(tmp_path / "two", side=8, seed=seed) for seed in (1, 2))
     assert np.array_equal(again.validation.images, splits.validation.images)
     assert not np.array_equal(other.validation.images, splits.validation.images)
-    _folders(tmp_path / "three", ("train", "validation", "test"), ("cat",), 2)
-    assert len(load_splits(tmp_path / "three", side=8).validation) == 2
+    for name in ("validation", "val", "valid"):
+        _folders(tmp_path / name, ("train", name, "test"), ("cat",), 2)
+        assert [len(part) for part in vars(load_splits(tmp_path / name, 8)).values()] == [2, 2, 2]
+    images, labels = _part(8, 0)
+    arrays = {f"{split}_{key}": value for split in ("train", "val", "test")
+              for key, value in (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert len(load_splits(tmp_path / "a.npz").validation) == len(images)
 
 
 def test_data_that_does_not_go_together_is_refused(tmp_path: Path) -> None:
     _folders(tmp_path / "none", ("train",), ("cat",), 1)
-    with pytest.raises(ValueError, match="there is no test"):
+    with pytest.raises(ValueError, match=r"there is no test among \['train'\]; try moving part"):
         load_splits(tmp_path / "none", side=8)
+    _folders(tmp_path / "both", ("train", "val", "valid", "test"), ("cat",), 1)
+    with pytest.raises(ValueError, match="must have one validation split, not val and valid"):
+        load_splits(tmp_path / "both", side=8)
+    _folders(tmp_path / "nested", ("train", "test"), ("cat", "dog"), 1)
+    dog = tmp_path / "nested" / "train" / "dog"
+    (dog / "images").mkdir()
+    (dog / "0.png").rename(dog / "images" / "0.png")
+    with pytest.raises(ValueError, match="dog must hold a picture of its class, not none; try"):
+        load_splits(tmp_path / "nested", side=8)
+    whole = (tmp_path / "none" / "train" / "cat" / "0.png").read_bytes()
+    (dog / "0.png").write_bytes(whole[:60])
+    with pytest.raises(ValueError, match=r"0.png must be a picture: .*; try making it anew"):
+        load_splits(tmp_path / "nested", side=8)
     _folders(tmp_path / "few", ("train", "test"), ("cat",), 1)
     with pytest.raises(ValueError, match="side must be given"):
         load_splits(tmp_path / "few")

@@ -26,7 +26,8 @@ from hwgen.compress import (
     shrink,
     trim_by_relevance,
 )
-from hwgen.compress.training import device_of, predict
+from hwgen.compress.inputs import device_of
+from hwgen.compress.training import predict
 from hwgen.models import resnet_cifar
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -14,6 +14,7 @@ from torch.nn import functional
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.compress import macs, tap_steps
 from hwgen.compress.cost import for_machine
+from hwgen.compress.inputs import normalise
 from hwgen.compress.slice_reduction import (
     SliceConfig,
     UnreachableCost,
@@ -24,7 +25,7 @@ from hwgen.compress.slice_reduction import (
     tap_importance,
 )
 from hwgen.compress.structure import discover
-from hwgen.compress.training import Augment, TrainConfig, normalise, reestimate_bn, train
+from hwgen.compress.training import Augment, TrainConfig, reestimate_bn, train
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.tile import tile
 from hwgen.quantize import quantize_model

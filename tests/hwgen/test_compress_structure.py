@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hwgen.compress import UnsupportedStructure, discover, load_compressed, macs, tap_steps
+from hwgen.compress import (
+    RelevanceConfig,
+    UnsupportedStructure,
+    discover,
+    load_compressed,
+    macs,
+    tap_steps,
+    trim_by_relevance,
+)
 from hwgen.compress.cost import parameters
 from hwgen.compress.structure import identity_blocks
 from hwgen.models import demo_classifier, mobilenet_v1, resnet_cifar
@@ -133,6 +142,50 @@ def test_a_state_of_a_larger_network_is_refused():
         ValueError, match=r"'linear.weight' has the shape .*, not .*number of classes"
     ):
         load_compressed(demo_classifier(10), demo_classifier(100).state_dict())
+
+
+def test_views_are_followed_whatever_says_the_batch():
+    class Net(nn.Module):
+        def __init__(self, view):
+            super().__init__()
+            self.conv, self.pool, self.view = nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1), view
+            self.linear = nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.linear(self.view(self.pool(self.conv(x).relu())))
+
+    plain = discover(Net(lambda x: torch.flatten(x, 1)), (3, 8, 8))
+    for view in (
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.view(x.shape[0], -1),
+        lambda x: torch.reshape(x, (x.shape[0], -1)),
+        lambda x: x.squeeze(-1).squeeze(-1),
+    ):
+        model = Net(view)
+        found = discover(model, (3, 8, 8))
+        assert found.spaces.keys() == plain.spaces.keys() and found.layers == plain.layers
+        trimmed = trim_by_relevance(model, _pictures(8), RelevanceConfig(amount=0.5, align=16))[0]
+        assert trimmed.conv.out_channels == trimmed.linear.in_features == 16
+        assert trimmed.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    # A number that is written down is one that channels may not change.
+    model = Net(lambda x: x.view(-1, 32))
+    assert [space.frozen for space in discover(model, (3, 8, 8)).spaces.values()] == [True] * 3
+    with pytest.raises(UnsupportedStructure, match="a mean and std of its own"):
+
+        class Norm(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Conv2d(3, 4, 3)
+                self.register_buffer("mean", torch.ones(3, 1, 1))
+
+            def forward(self, x):
+                return self.net(x - self.mean)
+
+        discover(Norm(), (3, 8, 8))
+
+
+def _pictures(side):
+    return np.random.default_rng(0).integers(0, 256, (16, side, side, 3)).astype(np.uint8)
 
 
 def test_discovery_leaves_the_mode_alone():

@@ -21,7 +21,8 @@ from hwgen.compress import (
     train,
 )
 from hwgen.compress.identity import digest
-from hwgen.compress.training import MEAN, STD, load_saved, with_masks
+from hwgen.compress.inputs import MEAN, STD
+from hwgen.compress.training import load_saved, with_masks
 
 
 def _toy(count: int = 200) -> tuple[np.ndarray, np.ndarray]:

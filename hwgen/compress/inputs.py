@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compression: from pictures to what a network is fed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hwgen.datasets.base import check_images
+
+MEAN = 0.5
+STD = 0.25
+"""Networks are fed ``(pixel / 255 - MEAN) / STD``, unless :func:`with_preprocess` says else."""
+
+Preprocess = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation, one for each channel or one for all."""
+
+PREPROCESS: Preprocess = ((MEAN,), (STD,))
+
+_ATTRIBUTE = "_shears_preprocess"
+
+
+def with_preprocess(
+    model: nn.Module, mean: Sequence[float] | float, std: Sequence[float] | float
+) -> nn.Module:
+    """Return a copy that all of this room feeds ``(pixel / 255 - mean) / std``.
+
+    It stays with the network through every method here; a state dict does not hold it. The network
+    itself computes what it did. Give the same numbers as ``preprocess=(mean, std)`` to
+    :func:`hwgen.compile`.
+
+    Parameters
+    ----------
+    model
+        A network that was trained so, as with torchvision's ``Normalize(mean, std)``.
+    mean, std
+        Of pixels in [0, 1]: one for each channel, or one for all.
+
+    Raises
+    ------
+    ValueError
+        If they are not as many, not finite, or a deviation is not above 0.
+    """
+    pairs = [
+        tuple(float(value) for value in np.atleast_1d(np.asarray(values, np.float64)))
+        for values in (mean, std)
+    ]
+    if (
+        len(pairs[0]) != len(pairs[1])
+        or not all(math.isfinite(value) for value in (*pairs[0], *pairs[1]))
+        or min(pairs[1], default=0.0) <= 0.0
+    ):
+        raise ValueError(
+            f"mean and std must be as many finite numbers, each std above 0, of pixels in [0, 1], "
+            f"not {mean!r} and {std!r}; try (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) for a "
+            "network of torchvision's, 0 and 1 where only ToTensor was used"
+        )
+    model = copy.deepcopy(model)
+    setattr(model, _ATTRIBUTE, (pairs[0], pairs[1]))
+    return model
+
+
+def preprocess_of(model: nn.Module) -> Preprocess:
+    """Return the mean and deviation that a network, or one inside of it, was given."""
+    for module in model.modules():
+        found: Preprocess | None = getattr(module, _ATTRIBUTE, None)
+        if found is not None:
+            return found
+    return PREPROCESS
+
+
+def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
+    """Return a mean and a deviation for each of the channels.
+
+    Raises
+    ------
+    ValueError
+        If they are not one for all, or as many as the channels or a whole part of them, as those of
+        pictures that lie side by side are.
+    """
+    count = len(preprocess[0])
+    if channels % count:
+        raise ValueError(
+            f"images must have {count} channels, as the network's mean and std have, not {channels}"
+        )
+    mean, std = (values * (channels // count) for values in preprocess)
+    return mean, std
+
+
+def normalise(
+    images: np.ndarray,
+    device: torch.device | str = "cpu",
+    preprocess: Preprocess = PREPROCESS,
+) -> Tensor:
+    """Map (N, H, W, C) uint8 to the (N, C, H, W) float32 that the networks take.
+
+    Pictures that lie side by side in the channels are each treated alike. What is returned is what
+    a bundle's own ``preprocess`` gives, to the bit.
+
+    Raises
+    ------
+    ValueError
+        If images are anything else: pixels in [0, 1] would be all but black; or if their channels
+        are not those of ``preprocess``.
+    """
+    check_images(images)
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    x = pixels.permute(0, 3, 1, 2).float()
+    mean, std = (
+        torch.tensor(values, device=x.device)[:, None, None]
+        for values in for_channels(preprocess, x.shape[1])
+    )
+    return ((x / 255.0 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def batches(model: nn.Module, images: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
+    """Yield (n, H, W, C) uint8 images as a model is fed them, in batches, where it lies.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    if not len(images):
+        raise ValueError("images must be at least 1, not 0")
+    device, preprocess = device_of(model), preprocess_of(model)
+    for start in range(0, len(images), batch_size):
+        yield normalise(images[start : start + batch_size], device, preprocess)
+
+
+def shape_of(images: np.ndarray) -> tuple[int, int, int]:
+    """Return (C, H, W) of (N, H, W, C) uint8 images; refuse anything else."""
+    check_images(images)
+    _, height, width, channels = images.shape
+    return channels, height, width
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's parameters lie; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
