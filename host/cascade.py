@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.board import active_device
-from host.cropped import choose_resizer, look_at, ordered_box, placed
+from host.cropped import choose_resizer, look_at, placed
 from host.driver import Accelerator, RunRecord
 from host.frames import Frame, FramePool
 from host.overlay import open_overlay
 from hwgen.arch.cascade import confidence_of
 from hwgen.arch.cascade_bundle import CascadeBundle
-from hwgen.arch.crop import square_crop
+from hwgen.arch.crop import ordered_box, square_crop
 
 
 @dataclass(frozen=True)

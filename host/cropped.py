@@ -20,7 +20,7 @@ from host.driver import Accelerator, RunRecord
 from host.errors import AllocationError
 from host.frames import Frame, FramePool, pitch_of
 from hwgen.arch.bundle import Bundle
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import ordered_box, resize, square_crop
 from hwgen.arch.frames import FrameError, check_box, check_bundle
 
 RESIZERS = ("auto", "accelerator", "host")
@@ -282,13 +282,6 @@ def _record(accelerator: Accelerator) -> RunRecord:
     record = accelerator.last_run
     assert record is not None  # it has just run
     return record
-
-
-def ordered_box(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Clip a predictor's (xmin, ymin, xmax, ymax) to [0, 1] and put min before max."""
-    clipped = np.clip(np.asarray(raw, dtype=np.float32).reshape(4), 0, 1)
-    low, high = np.minimum(clipped[:2], clipped[2:]), np.maximum(clipped[:2], clipped[2:])
-    return np.concatenate([low, high])
 
 
 def _picture_size(role: str, bundle: Bundle) -> int:

@@ -49,7 +49,8 @@ def compile(
     scheme, observer
         Of the quantization: see `hwgen.quantize`.
     name, preprocess, labels, synapse_row, tap_entry, batch
-        See `hwgen.backends.program.emit`.
+        See `hwgen.backends.program.emit`; `preprocess` is by default what
+        :func:`hwgen.compress.with_preprocess` gave the model.
 
     Raises
     ------

@@ -25,9 +25,8 @@ from rich.progress import track
 from rich.table import Table
 
 import host
-from host.cropped import ordered_box
 from hwgen.arch import Bundle, GoldenRun
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import ordered_box, resize, square_crop
 from hwgen.arch.estimate import estimate_cycles
 from hwgen.arch.files import write_json
 from hwgen.arch.frames import frame_program

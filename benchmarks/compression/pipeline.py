@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.compression import rows
 from hwgen.arch.cascade import CascadeRule
+from hwgen.arch.crop import ordered_box
 from hwgen.compress.cascade import (
     CascadeConfig,
     cascade_logits,
@@ -59,7 +60,7 @@ class Pipeline:
         """Return the predictor's boxes, of its integers if it is quantized."""
         if isinstance(self.predictor, Graph):
             small = resize_all(images, self.predictor_side)
-            return np.clip(run_quantized(self.predictor, normalise(small).numpy()), 0, 1)
+            return ordered_box(run_quantized(self.predictor, normalise(small).numpy()))
         assert self.predictor is not None
         return predict_boxes(self.predictor, images, self.predictor_side)
 
@@ -73,8 +74,10 @@ class Pipeline:
 
     def logits(self, images: np.ndarray) -> list[np.ndarray]:
         """Return each classifier's logits for these frames."""
-        pairs = zip(self.classifiers, self.seen(images), strict=True)
-        return [cascade_logits([network], seen)[0] for network, seen in pairs]
+        boxes = None if self.predictor is None else self.boxes(images)
+        return cascade_logits(
+            self.classifiers, images, self.sides, boxes=boxes, glances=self.glances
+        )
 
     def quantized(self, images: np.ndarray) -> Pipeline:
         """Return the pipeline of integers, calibrated on these frames."""

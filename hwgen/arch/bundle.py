@@ -328,6 +328,11 @@ class Bundle(ImageInput):
             When a file is missing, truncated or changed, or the format version is another.
         """
         path = Path(folder)
+        if path.is_file():
+            raise BundleError(
+                f"{path} is a file, and a bundle is a folder; a cascade in one file is for "
+                "CascadeBundle.load, host.CascadeClassifier and shears package"
+            )
         found = {name: path / name for name in FILES if (path / name).is_file()}
         return cls.from_files({name: file.read_bytes() for name, file in found.items()}, str(path))
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 BOX_ONE = 1 << 16
 """Fixed-point one of a box coordinate."""
@@ -181,3 +182,13 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     total = (columns_table @ rows).astype(np.int32)
     half = WEIGHT_ONE * WEIGHT_ONE // 2
     return ((total + half) // (WEIGHT_ONE * WEIGHT_ONE)).astype(np.uint8)
+
+
+def ordered_box(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Clip a predictor's xmin, ymin, xmax, ymax to [0, 1] and put min before max.
+
+    ``raw`` is (4,) or (N, 4); the result is float32 of the same shape.
+    """
+    clipped = np.clip(np.asarray(raw, dtype=np.float32), 0, 1)
+    low, high = clipped[..., :2], clipped[..., 2:]
+    return np.concatenate([np.minimum(low, high), np.maximum(low, high)], axis=-1)

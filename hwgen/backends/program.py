@@ -11,6 +11,7 @@ from hwgen.arch.bundle import Bundle, Placement
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.arch.estimate import estimate
 from hwgen.ir.graph import Graph
+from hwgen.ir.preprocess import for_channels
 from hwgen.passes.hazards import Instruction
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.place import place
@@ -38,8 +39,8 @@ def emit(
     graph
         At the quantized level, one input.
     preprocess
-        (mean, std) per channel of the pictures in [0, 1] the network was trained on, so that the
-        driver can take uint8 pictures.
+        (mean, std) of the pictures in [0, 1] that the network was trained on, one for all channels
+        or one for each, so that the driver can take uint8 pictures. By default the graph's own.
     labels
         Class names for the driver to report.
     synapse_row, tap_entry
@@ -52,7 +53,7 @@ def emit(
     Raises
     ------
     ValueError
-        When `batch` is not 1 or more.
+        When `batch` is not 1 or more, or mean and std do not fit the channels.
     PlacementError
         When a layer does not fit the scratchpad even in strips of one row.
     CapacityError
@@ -69,7 +70,12 @@ def emit(
         tap_entry,
         config.tap_entries - tap_entry,
     )
-    mean, std = (None, None) if preprocess is None else preprocess
+    given = graph.preprocess if preprocess is None else preprocess
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    if given is not None:
+        channels = graph[graph.inputs[0]].type.shape[0]
+        mean, std = for_channels((tuple(given[0]), tuple(given[1])), channels)
 
     placed_in = functools.cache(
         functools.partial(place, machine, config, batch, synapse_rows=free.synapse_rows)
@@ -93,8 +99,8 @@ def emit(
             scratch_bytes=placed.scratch_bytes,
             layers=plan.layers,
             batch=batch,
-            mean=None if mean is None else tuple(float(v) for v in mean),
-            std=None if std is None else tuple(float(v) for v in std),
+            mean=mean,
+            std=std,
             labels=None if labels is None else tuple(labels),
             metadata={
                 "resident": plan.streamed_rows == 0,

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from hwgen.arch.bundle import Bundle
 from hwgen.arch.cascade import (
     ALWAYS,
     CONFIDENCES,
@@ -30,18 +31,14 @@ from hwgen.arch.cascade import (
 )
 from hwgen.arch.cascade_bundle import CascadeBundle, check_glances
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.arch.estimate import estimate
 from hwgen.compress.cost import Cost
-from hwgen.compress.cropping import resize_all
-from hwgen.compress.inputs import (
-    PREPROCESS,
-    Preprocess,
-    for_channels,
-    normalise,
-    preprocess_of,
-)
+from hwgen.compress.cropping import crop_all, resize_all
+from hwgen.compress.inputs import normalise, preprocess_of
 from hwgen.compress.training import Tick, predict
 from hwgen.ir.evaluate import run_quantized
 from hwgen.ir.graph import Graph
+from hwgen.quantize.observers import Observer, Scheme
 
 _ZOOM = 9
 """Points a threshold, in the finer grids round a good point."""
@@ -166,10 +163,11 @@ def cascade_logits(
     images: np.ndarray,
     sides: Sequence[int] | None = None,
     *,
-    preprocess: Preprocess = PREPROCESS,
+    boxes: np.ndarray | None = None,
+    glances: int = 0,
     progress: Tick | None = None,
 ) -> list[np.ndarray]:
-    """Run every stage on every image.
+    """Run every stage on what it would see of every image.
 
     Parameters
     ----------
@@ -177,14 +175,13 @@ def cascade_logits(
         Models; or quantized graphs (:func:`hwgen.quantize.quantize_model`), whose logits are those
         of the accelerator, so that the thresholds are chosen on what the board will see.
     images
-        (N, H, W, 3) uint8: frames, or crops by :func:`~hwgen.compress.cropping.crop_all`.
+        (N, H, W, C) uint8 frames.
     sides
         Height and width that each stage runs at, by the contract's resize; default: the images'
-        own. The host resizes once, from the frame or its crop to the stage's side: to match it
-        exactly, give frames, or crops of the size that all stages run at.
-    preprocess
-        Mean and std of what graphs are fed; models have their own, see
-        :func:`~hwgen.compress.inputs.with_preprocess`.
+        own. The host resizes once, from the frame or its crop to the stage's side.
+    boxes, glances
+        (N, 4) in [0, 1], as a predictor found them: what stages see is cut out of the frame, but
+        for the first ``glances`` of them, as :func:`compile_cascade` and the host have it.
     progress
         Called after each stage.
 
@@ -197,11 +194,15 @@ def cascade_logits(
         raise ValueError(f"sides must be one for each of {len(networks)} stages, not {sides!r}")
     logits = []
     for stage, network in enumerate(networks):
-        seen = images
-        if sides is not None and images.shape[1:3] != (sides[stage], sides[stage]):
-            seen = resize_all(images, sides[stage])
+        seen, side = images, images.shape[1] if sides is None else sides[stage]
+        if boxes is not None and stage >= glances:
+            seen = crop_all(images, boxes, side)
+        elif sides is not None and images.shape[1:3] != (side, side):
+            seen = resize_all(images, side)
         if isinstance(network, Graph):
-            logits.append(run_quantized(network, normalise(seen, preprocess=preprocess).numpy()))
+            logits.append(
+                run_quantized(network, normalise(seen, preprocess=preprocess_of(network)).numpy())
+            )
         else:
             logits.append(predict(network, seen))
         if progress is not None:
@@ -522,7 +523,8 @@ class _Search:
         """Return the best of a stage's cuts, by how many are right and the mean cost of each."""
         config = self.config
         if config.target_accuracy is not None:
-            feasible = correct / self.count >= config.target_accuracy
+            # A share that was computed may be some bits above the one that is meant.
+            feasible = correct / self.count >= config.target_accuracy - 1e-9
             if feasible.any():
                 order = np.lexsort((-correct, cost, ~feasible))
             else:
@@ -552,6 +554,18 @@ def _spread(low: int, high: int, points: int) -> np.ndarray:
     return np.unique(np.linspace(low, high, min(points, high - low + 1)).round().astype(np.int64))
 
 
+def _quicker(behind: Bundle, alone: Bundle, others: Sequence[Bundle]) -> Bundle:
+    """Return the one of a network's two bundles that costs less each time.
+
+    The first streams through what others left. The second has everything: its constants and those
+    of the others that it takes the place of are loaded anew.
+    """
+    evicted = [other for other in others if other.placement.overlaps(alone.placement)]
+    mine = estimate(alone)
+    price = mine.cycles + mine.setup_cycles + sum(estimate(b).setup_cycles for b in evicted)
+    return alone if price < estimate(behind).cycles else behind
+
+
 def _cumulative(ranks: np.ndarray, amounts: np.ndarray, size: int) -> np.ndarray:
     """Return for each cut, 0 to size, the sum of the amounts whose rank is below it, int64."""
     sums = np.zeros(size + 1, dtype=np.int64)
@@ -571,14 +585,17 @@ def compile_cascade(
     glances: int = 0,
     name: str = "cascade",
     labels: Sequence[str] | None = None,
-    preprocess: Preprocess = PREPROCESS,
-    **quantization: Any,
+    scheme: Scheme | None = None,
+    observer: str | Observer | None = None,
+    bias_correction: bool | None = None,
+    equalization: bool | None = None,
 ) -> CascadeBundle:
     """Compile every network of a cascade for one board, resident side by side where they fit.
 
     Each one's constants are placed behind those of the ones before it. One that does not fit there
-    streams its weights through what is left, or through everything where that is too little; the
-    bundle's ``resident`` says whether that happened.
+    streams its weights through what is left, or takes everything for itself where it is quicker so,
+    although what it and those before it hold must be loaded anew each time; the bundle's
+    ``resident`` says whether that happened.
 
     Parameters
     ----------
@@ -597,15 +614,14 @@ def compile_cascade(
         How many of the first stages see the whole frame all the same, before the predictor is run.
     name, labels
         Of the bundle, and of the classes.
-    preprocess
-        As in :func:`cascade_logits`.
-    quantization
-        Further options of :func:`hwgen.quantize.quantize_model`.
+    scheme, observer, bias_correction, equalization
+        How models are quantized: see :func:`hwgen.quantize.quantize`.
 
     Raises
     ------
     ValueError
-        If calibration pictures are missing, or the networks do not fit together.
+        If calibration pictures are missing, the networks do not fit together, or it is said how to
+        quantize graphs, which are quantized already.
     PlacementError, CapacityError
         As :func:`hwgen.compile`.
     """
@@ -624,25 +640,39 @@ def compile_cascade(
             f"calibration must hold pictures for each of the {len(everything)} networks (None for "
             f"a graph), not {sum(p is not None for p in pictures)} sets of them"
         )
-    bundles = []
+    how = {
+        "scheme": scheme,
+        "observer": observer,
+        "bias_correction": bias_correction,
+        "equalization": equalization,
+    }
+    quantization: dict[str, Any] = {key: value for key, value in how.items() if value is not None}
+    if quantization and all(isinstance(network, Graph) for network in everything):
+        raise ValueError(
+            f"{', '.join(quantization)} must be given with models to quantize, and all networks "
+            "are graphs, which are quantized already; try it where they were made"
+        )
+    bundles: list[Bundle] = []
     row = entry = 0
     for stage, (network, seen) in enumerate(
         zip(everything, pictures, strict=True), 1 if predictor is None else 0
     ):
-        fed = preprocess if isinstance(network, Graph) else preprocess_of(network)
+        fed = preprocess_of(network)
         if not isinstance(network, Graph):
             assert seen is not None  # checked above
             x = normalise(seen, preprocess=fed)
             network = quantize_model(network, x[:1], x, **quantization)
         options: dict[str, Any] = {
             "name": f"{name} stage {stage}" if stage else f"{name} predictor",
-            "preprocess": for_channels(fed, 3),
+            "preprocess": fed,
             "labels": labels if stage else None,
         }
         try:
             if row >= chosen.synapse_rows or entry >= chosen.tap_entries:
                 raise CapacityError("nothing is left")
             bundle = program.emit(network, chosen, **options, synapse_row=row, tap_entry=entry)
+            if row and not bundle.metadata["resident"]:
+                bundle = _quicker(bundle, program.emit(network, chosen, **options), bundles)
         except CapacityError:
             bundle = program.emit(network, chosen, **options)
         bundles.append(bundle)

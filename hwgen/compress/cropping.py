@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.arch.crop import WEIGHT_ONE, resize, resize_weights, square_crops
+from hwgen.arch.crop import WEIGHT_ONE, ordered_box, resize, resize_weights, square_crops
 from hwgen.arch.files import replacing
 from hwgen.compress.inputs import batches
 from hwgen.compress.training import Tick, TrainConfig, TrainReport, predict, reestimate_bn, train
@@ -80,8 +80,11 @@ def mean_iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def predict_boxes(predictor: nn.Module, images: np.ndarray, side: int) -> np.ndarray:
-    """Return the predictor's boxes, (N, 4) clipped to [0, 1], for (N, H, W, 3) uint8 frames."""
-    return np.clip(predict(predictor, resize_all(images, side)), 0.0, 1.0)
+    """Return the predictor's boxes, (N, 4) float32, for (N, H, W, 3) uint8 frames.
+
+    They are clipped to [0, 1], and edges that are swapped put in order, as on the board.
+    """
+    return ordered_box(predict(predictor, resize_all(images, side)))
 
 
 def resize_all(images: np.ndarray, size: int, chunk: int = 500) -> np.ndarray:
@@ -215,7 +218,7 @@ def train_predictor(
     if validation is not None:
         found = predict_boxes(trained, validation[0], config.side)
         held_out = mean_iou(found, validation[1])
-    own = mean_iou(np.clip(predict(trained, small), 0, 1), boxes)
+    own = mean_iou(ordered_box(predict(trained, small)), boxes)
     return trained, PredictorReport(own, held_out, training)
 
 
@@ -262,7 +265,10 @@ def train_on_crops(
     """Fine-tune a classifier of crops; whatever crop it sees, its teacher sees the whole frame.
 
     A teacher that never saw a crop says little of one. Frame and crop are mirrored and moved
-    together, in pixels of the frame.
+    together, in pixels of the frame, for which the crop is made as large as the frame first: what
+    is trained on is a little softer than what the board cuts out, and batch norms are re-estimated
+    on the latter. Without a teacher the crops are the board's, bit for bit, and are moved by
+    themselves, in pixels of the crop.
 
     Parameters
     ----------
@@ -287,8 +293,7 @@ def train_on_crops(
     Returns
     -------
     tuple
-        The trained copy, its batch norms re-estimated on crops as the machine makes them, and the
-        report.
+        The trained copy, and the report.
 
     Raises
     ------
@@ -308,11 +313,20 @@ def train_on_crops(
     def crops(epoch: int, size: int) -> np.ndarray:
         return crop_all(frames, boxes(epoch) if callable(boxes) else boxes, size)
 
+    if teacher is None:
+        return train(
+            model,
+            lambda epoch: (crops(epoch, side), labels),
+            config,
+            checkpoint=checkpoint,
+            progress=progress,
+            name=name,
+        )
     tuned, report = train(
         nn.Sequential(Resize(own, side, first=3), model),
         lambda epoch: (np.concatenate([frames, crops(epoch, own)], axis=3), labels),
         config,
-        teacher=None if teacher is None else nn.Sequential(Resize(own, own), teacher),
+        teacher=nn.Sequential(Resize(own, own), teacher),
         checkpoint=checkpoint,
         progress=progress,
         name=name,

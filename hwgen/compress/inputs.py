@@ -12,17 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hwgen.datasets.base import check_images
+from hwgen.ir import Graph
+from hwgen.ir.preprocess import ATTRIBUTE, Preprocess, for_channels, given_preprocess
 
 MEAN = 0.5
 STD = 0.25
 """Networks are fed ``(pixel / 255 - MEAN) / STD``, unless :func:`with_preprocess` says else."""
 
-Preprocess = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation, one for each channel or one for all."""
-
 PREPROCESS: Preprocess = ((MEAN,), (STD,))
-
-_ATTRIBUTE = "_shears_preprocess"
 
 
 def with_preprocess(
@@ -30,9 +27,8 @@ def with_preprocess(
 ) -> nn.Module:
     """Return a copy that all of this room feeds ``(pixel / 255 - mean) / std``.
 
-    It stays with the network through every method here; a state dict does not hold it. The network
-    itself computes what it did. Give the same numbers as ``preprocess=(mean, std)`` to
-    :func:`hwgen.compile`.
+    It stays with the network through every method here, and goes into its quantized graph and its
+    bundle; a state dict does not hold it. The network itself computes what it did.
 
     Parameters
     ----------
@@ -61,35 +57,14 @@ def with_preprocess(
             "network of torchvision's, 0 and 1 where only ToTensor was used"
         )
     model = copy.deepcopy(model)
-    setattr(model, _ATTRIBUTE, (pairs[0], pairs[1]))
+    setattr(model, ATTRIBUTE, (pairs[0], pairs[1]))
     return model
 
 
-def preprocess_of(model: nn.Module) -> Preprocess:
-    """Return the mean and deviation that a network, or one inside of it, was given."""
-    for module in model.modules():
-        found: Preprocess | None = getattr(module, _ATTRIBUTE, None)
-        if found is not None:
-            return found
-    return PREPROCESS
-
-
-def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
-    """Return a mean and a deviation for each of the channels.
-
-    Raises
-    ------
-    ValueError
-        If they are not one for all, or as many as the channels or a whole part of them, as those of
-        pictures that lie side by side are.
-    """
-    count = len(preprocess[0])
-    if channels % count:
-        raise ValueError(
-            f"images must have {count} channels, as the network's mean and std have, not {channels}"
-        )
-    mean, std = (values * (channels // count) for values in preprocess)
-    return mean, std
+def preprocess_of(network: nn.Module | Graph) -> Preprocess:
+    """Return the mean and deviation that a network, or the one of a graph, was given."""
+    given = network.preprocess if isinstance(network, Graph) else given_preprocess(network)
+    return given or PREPROCESS
 
 
 def normalise(

@@ -30,13 +30,7 @@ from hwgen.boards import load_board
 from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, floor_of, tightest
 from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
 from hwgen.compress.identity import digest
-from hwgen.compress.inputs import (
-    device_of,
-    for_channels,
-    normalise,
-    preprocess_of,
-    shape_of,
-)
+from hwgen.compress.inputs import device_of, normalise, preprocess_of, shape_of
 from hwgen.compress.kernel_reduction import KernelConfig
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.linear_approximation import ApproximationConfig
@@ -63,6 +57,7 @@ from hwgen.compress.training import (
     with_masks,
 )
 from hwgen.datasets import Dataset, Splits
+from hwgen.ir.preprocess import for_channels
 
 if TYPE_CHECKING:
     from hwgen.quantize import Calibration

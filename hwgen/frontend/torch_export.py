@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.fx import Node as FxNode
 from hwgen.frontend.builder import NONE, Builder, finite
 from hwgen.frontend.errors import Refusal, Unsupported, UnsupportedOperation
 from hwgen.ir import Graph, Source
+from hwgen.ir.preprocess import given_preprocess
 from hwgen.ir.types import Padding, Pair, Shape
 
 _TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__))
@@ -81,6 +83,11 @@ def from_torch(module: torch.nn.Module, example_input: torch.Tensor) -> Graph:
     example_input
         float32 (1, C, H, W); its values do not matter.
 
+    Returns
+    -------
+    Graph
+        With the mean and std that :func:`hwgen.compress.with_preprocess` gave the module.
+
     Raises
     ------
     UnsupportedOperation
@@ -105,7 +112,8 @@ def from_torch(module: torch.nn.Module, example_input: torch.Tensor) -> Graph:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point():
             finite(name, tensor.detach().cpu().float().numpy())
-    return _Importer(_export(module, example_input)).run()
+    graph = _Importer(_export(module, example_input)).run()
+    return replace(graph, preprocess=given_preprocess(module))
 
 
 def _export(module: torch.nn.Module, example_input: torch.Tensor) -> torch.export.ExportedProgram:

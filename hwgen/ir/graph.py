@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hwgen.ir.nodes import Node
+from hwgen.ir.preprocess import Preprocess
 from hwgen.ir.types import IRError, Level
 
 Replacement = Node | tuple[Node, ...] | str
@@ -26,12 +27,15 @@ class Graph:
     level
         ``float`` (as the user wrote it), ``fused`` or ``quantized``; `hwgen.ir.verify` checks
         the rules of the level.
+    preprocess
+        Mean and std of what the network is fed, if the module that it was read from said so.
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     level: Level = "float"
+    preprocess: Preprocess | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, Node]:
@@ -106,7 +110,7 @@ class Graph:
             linked[name] = node if inputs == node.inputs else node.updated(inputs=inputs)
         outputs = tuple(resolve(name) for name in self.outputs)
         ordered = _sorted(linked, (*self.inputs, *outputs))
-        return Graph(ordered, self.inputs, outputs, level or self.level)
+        return Graph(ordered, self.inputs, outputs, level or self.level, self.preprocess)
 
     def pretty(self) -> str:
         """Return the graph as text, one node a line."""

@@ -42,7 +42,7 @@ class Calibration:
         if self.labels is not None:
             held["labels"] = np.array(self.labels, dtype=np.str_)
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **held)  # type: ignore[arg-type]
+            np.savez(file, **held)
 
 
 def load_calibration(path: str | Path) -> NDArray[np.float32]:

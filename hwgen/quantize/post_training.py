@@ -202,7 +202,8 @@ def quantize_with(
                 f"{node.where()} cannot be brought to int8: {error}; look for channels without "
                 "any effect, or try another observer or calibration set"
             ) from None
-    return verify(Graph(tuple(nodes), graph.inputs, graph.outputs, "quantized"))
+    whole = Graph(tuple(nodes), graph.inputs, graph.outputs, "quantized", graph.preprocess)
+    return verify(whole)
 
 
 def _quantize_node(

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 import host
-from host.cropped import ordered_box
 from hwgen.arch.cascade import ALWAYS, NEVER, CascadeRule, confidence_of, run_rule
 from hwgen.arch.cascade_bundle import CascadeBundle
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import ordered_box, resize, square_crop
 from hwgen.arch.interpreter import GoldenRun
 from hwgen.arch.registers import ErrorCode
 from hwgen.compress import cascade_logits, compile_cascade, normalise

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import host
-from host.cropped import ordered_box
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import ordered_box, resize, square_crop
 from tests.host.fake_device import FakeDevice
 from tests.host.small_bundle import CONFIG, expected, linear_bundle
 

@@ -35,7 +35,7 @@ except ModuleNotFoundError:
 else:
     import host
     from hwgen.arch import crop
-    box = host.cropped.ordered_box(numpy.float32([0.9, 0.5, 0.1, 2]))
+    box = crop.ordered_box(numpy.float32([0.9, 0.5, 0.1, 2]))
     print(*crop.square_crop(box, 64, 64), crop.resize(numpy.ones((8, 8, 3), numpy.uint8), 3).sum())
 """
 

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from hwgen.arch import AcceleratorConfig, CascadeBundle
+from hwgen.arch import AcceleratorConfig, Bundle, CascadeBundle, estimate
+from hwgen.arch.bundle import BundleError
 from hwgen.arch.cascade import ALWAYS, NEVER, CascadeRule, confidence_of, run_rule
+from hwgen.backends import program
 from hwgen.compress import (
     CascadeConfig,
     cascade_costs,
     cascade_logits,
     compile_cascade,
+    crop_all,
     evaluate_cascade,
     fit_cascade,
     macs,
@@ -26,6 +29,7 @@ from hwgen.compress import (
     resize_all,
 )
 from hwgen.ir.evaluate import run_quantized
+from hwgen.models import resnet8
 from hwgen.quantize import quantize_model
 
 
@@ -230,6 +234,10 @@ def test_alphas_of_0_and_1() -> None:
 
 def test_a_first_stage_that_is_good_enough_stays_alone() -> None:
     stages, labels = noisy_logits(np.random.default_rng(6), 50, (9, 9))
+    # A share that is a difference lies some bits above the one that is reached.
+    some = [np.eye(2)[(np.arange(100) >= right).astype(int)] for right in (10, 47)]
+    config = CascadeConfig(0.52 - 0.05, alphas=(9.0,))
+    assert fit_cascade(some, np.zeros(100, int), (1, 9), config)[1].accuracy == 0.47
     rule, report = fit_cascade(stages, labels, (1, 9), CascadeConfig(0.0))
     assert rule.thresholds == (NEVER,) and report.cost == report.worst_cost == 1
 
@@ -309,6 +317,13 @@ def test_logits_and_costs_of_models_and_graphs(rng, seed) -> None:
     x = normalise(images)
     graph = quantize_model(large, x[:1], x)
     assert np.array_equal(cascade_logits([graph], images)[0], run_quantized(graph, x.numpy()))
+    boxes = np.sort(rng.random((12, 2, 2)), axis=1).reshape(12, 4)
+    for glances in (0, 1):
+        found = cascade_logits([small, large], images, [8, 5], boxes=boxes, glances=glances)
+        seen = [crop_all(images, boxes, side) for side in (8, 5)]
+        seen[:glances] = [resize_all(images, 8)][:glances]
+        for logits, model, what in zip(found, (small, large), seen, strict=True):
+            assert np.array_equal(logits, predict(model, what))
     shapes = [(3, 8, 8), (3, 12, 12)]
     assert cascade_costs([small, large], shapes, macs) == (
         8 * 8 * 9 * 3 * 4 + 4 * 3,
@@ -346,7 +361,10 @@ def test_export_puts_networks_side_by_side(rng, seed, tmp_path) -> None:
     for before, after in itertools.pairwise(places):
         assert after.synapse_row == before.synapse_row + before.synapse_rows
         assert after.tap_entry == before.tap_entry + before.tap_entries
-    assert CascadeBundle.load(cascade.save(tmp_path / "pets.cascade")) == cascade
+    file = cascade.save(tmp_path / "pets.cascade")
+    assert CascadeBundle.load(file) == cascade
+    with pytest.raises(BundleError, match="pets.cascade is a file, and a bundle is a folder"):
+        Bundle.load(file)
     assert build(glances=1).glances == 1 and cascade.glances == 0
     with pytest.raises(ValueError, match="pictures for each of the 2 networks .* not 1 sets"):
         compile_cascade([large, graph], CascadeRule((0.5,)), [pictures], config=config)
@@ -369,3 +387,65 @@ def test_export_of_what_does_not_fit(rng, seed) -> None:
     for bundle in cascade.stages:
         end = bundle.placement.synapse_row + bundle.placement.synapse_rows
         assert end <= config.synapse_rows
+
+
+def test_a_stage_takes_everything_where_streaming_through_the_rest_is_slower(seed) -> None:
+    """What it costs each time decides, the loading of all that is overwritten included."""
+    torch.manual_seed(seed)
+    config, x = AcceleratorConfig(synapse_rows=512), torch.randn(4, 3, 32, 32)
+    layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU()]
+    for _ in range(3):  # of 36 rows each
+        layers += [nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()]
+    filler = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 10))
+    graphs = [
+        quantize_model(net.eval(), x[:1], x, observer="minmax")
+        for net in (resnet8(), filler, resnet8())
+    ]
+    cascade = compile_cascade(graphs, CascadeRule((0.5, 0.5)), config=config)
+    one, two, last = cascade.stages
+    assert one.metadata["resident"] and two.metadata["resident"] and not cascade.resident
+    row = two.placement.synapse_row + two.placement.synapse_rows
+    entry = two.placement.tap_entry + two.placement.tap_entries
+    assert 0 < config.synapse_rows - row < 72
+    behind = program.emit(graphs[2], config, synapse_row=row, tap_entry=entry)
+    loads = sum(estimate(bundle).setup_cycles for bundle in cascade.stages)
+    assert last.placement.synapse_row == 0 and not behind.metadata["resident"]
+    assert estimate(last).cycles + loads < estimate(behind).cycles
+
+
+def test_how_to_quantize_is_for_models_alone(rng, seed) -> None:
+    torch.manual_seed(seed)
+    pictures = rng.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    x = normalise(pictures)
+    graphs, rule = (
+        [quantize_model(net, x[:1], x) for net in (network(4), network(8))],
+        CascadeRule((0.5,)),
+    )
+    with pytest.raises(ValueError, match="scheme, equalization must be given with models"):
+        compile_cascade(graphs, rule, scheme="affine", equalization=True)
+    with pytest.raises(TypeError, match="glance"):
+        compile_cascade(graphs, rule, glance=1)  # type: ignore[call-arg]
+    mixed = compile_cascade([network(4), graphs[1]], rule, [pictures, None], scheme="power_of_two")
+    assert np.log2(mixed.stages[0].input.scale) % 1 == 0
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_networks_of_other_channels_than_three(rng, seed, channels) -> None:
+    torch.manual_seed(seed)
+    pictures = rng.integers(0, 256, (8, 8, 8, channels)).astype(np.uint8)
+    nets = [
+        nn.Sequential(nn.Conv2d(channels, 4, 8), nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)
+    ]
+    cascade = compile_cascade(nets, CascadeRule((0.5,)), [pictures, pictures])
+    assert cascade.stages[0].mean == (0.5,) * channels
+    x = normalise(pictures)[0].numpy()
+    assert np.array_equal(cascade.stages[0].preprocess(pictures[0]), x)
+    graph = quantize_model(nets[0], normalise(pictures)[:1], normalise(pictures))
+    config = AcceleratorConfig()
+    for wrong, text in (
+        (((0.5,) * 3, (0.5,) * 3), "3 and 3, not"),
+        (((0.5,), (0.5,) * 2), "1 and 2, not"),
+        (((0.5,), (0.0,)), "each std must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            program.emit(graph, config, preprocess=wrong)

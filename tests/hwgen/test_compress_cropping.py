@@ -408,6 +408,33 @@ def test_a_classifier_sees_crops_and_its_teacher_the_frames_they_were_cut_from()
     assert torch.equal(Student.keep[2], normalise(crop_all(frames, found[0], 20)))
 
 
+def test_without_a_teacher_a_student_sees_what_the_board_cuts():
+    rng = np.random.default_rng(15)
+    frames, labels = rng.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6) % 3
+    boxes = np.sort(rng.random((6, 2, 2)), axis=1).reshape(6, 4)
+    seen = []
+
+    class Student(nn.Linear):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x.flatten(1))
+
+    train_on_crops(Student(1200, 3), frames, labels, boxes, 20, TrainConfig(epochs=1, batch_size=6))
+    order = np.random.default_rng((0, 0)).permutation(6)
+    assert torch.equal(seen[0], normalise(crop_all(frames, boxes, 20)[order]))
+
+
+def test_predicted_edges_are_put_in_order_as_on_the_board():
+    class Swapped(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0.6, 0.2, 0.5, 1.9]]).repeat(len(x), 1)
+
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    found = predict_boxes(Swapped(), frames, 8)
+    np.testing.assert_array_equal(found, np.float32([[0.5, 0.2, 0.6, 1.0]] * 2))
+    assert mean_iou(found, np.float32([[0.5, 0.2, 0.6, 1.0]] * 2)) == 1.0
+
+
 def test_a_classifier_of_crops_learns_what_is_in_the_box():
     rng = np.random.default_rng(16)
     frames = rng.integers(0, 100, (160, 32, 32, 3)).astype(np.uint8)

@@ -76,7 +76,10 @@ def test_numbers_that_cannot_be_meant_are_refused(mean: object, std: object) -> 
 
 
 def test_channels_must_be_those_of_the_numbers() -> None:
-    with pytest.raises(ValueError, match="images must have 2 channels, as the network's mean"):
+    with pytest.raises(
+        ValueError,
+        match="as many channels as there are means and deviations, 2 and 2",
+    ):
         predict(with_preprocess(Mean(), (0.1, 0.2), (1, 1)), IMAGES)
 
 
@@ -148,10 +151,10 @@ def test_integers_are_trained_and_run_on_it() -> None:
     x = normalise(IMAGES, preprocess=fed)
     logits = run_quantized(graph, x.numpy())
     assert report.accuracies == [float((logits.argmax(axis=1) == LABELS).mean())]
-    assert np.array_equal(cascade_logits([graph], IMAGES, preprocess=fed)[0], logits)
+    assert np.array_equal(cascade_logits([graph], IMAGES)[0], logits)
     rule = CascadeRule((0.5,))
     for networks, how in (
-        ([graph, graph], {"preprocess": fed}),
+        ([graph, graph], {}),
         ([model, model], {"calibration": [IMAGES, IMAGES]}),
     ):
         bundle = compile_cascade(networks, rule, **how)  # type: ignore[arg-type]

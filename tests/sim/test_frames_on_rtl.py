@@ -14,11 +14,10 @@ import pytest
 
 import host
 import sim
-from host.cropped import ordered_box
 from hwgen.arch import Bundle
 from hwgen.arch.cascade import CascadeRule
 from hwgen.arch.cascade_bundle import CascadeBundle
-from hwgen.arch.crop import resize, square_crop
+from hwgen.arch.crop import ordered_box, resize, square_crop
 from hwgen.arch.estimate import MemoryTiming, estimate_cycles
 from hwgen.arch.frames import frame_program
 from hwgen.arch.interpreter import GoldenRun
