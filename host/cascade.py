@@ -63,9 +63,9 @@ class CascadePrediction:
 
     @property
     def cycles(self) -> int:
-        """Clock cycles of all runs."""
-        first = 0 if self.predictor_run is None else self.predictor_run.cycles
-        return first + sum(run.cycles for run in self.stage_runs)
+        """Clock cycles of all runs, and of reloading what networks that take turns overwrote."""
+        first = () if self.predictor_run is None else (self.predictor_run,)
+        return sum(run.cycles + run.setup_cycles for run in (*first, *self.stage_runs))
 
 
 @dataclass

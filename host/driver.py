@@ -79,6 +79,8 @@ class RunRecord:
         Messages of the attempts that failed.
     waited
         How the end was waited for: ``polling``, or the interrupt by its name.
+    setup_cycles
+        Clock cycles of that reloading.
     """
 
     counters: dict[str, int]
@@ -90,10 +92,11 @@ class RunRecord:
     attempts: int
     errors: tuple[str, ...] = ()
     waited: str = "polling"
+    setup_cycles: int = 0
 
     @property
     def cycles(self) -> int:
-        """Clock cycles from start to END."""
+        """Clock cycles from start to END; those of a reloading before are `setup_cycles`."""
         return self.counters["CYCLES_TOTAL"]
 
 
@@ -582,22 +585,24 @@ class Accelerator:
             self._waiting,
         )
 
-    def _ensure_setup(self) -> None:
-        """Make our constants the resident ones of their region."""
+    def _ensure_setup(self) -> int:
+        """Make our constants the resident ones of their region; return the cycles that it took."""
         board, placement = self._board, self.bundle.placement
         board.claim(self.bundle.config.digest())
         if self._copied != board.losses:  # the board may have been without power since
             self._copy_constants()
         if self._resident_key in board.resident:
-            return
+            return 0
         # Also without a setup program: then each run streams weights through the region.
         for key in [k for k, other in board.resident.items() if other.overlaps(placement)]:
             del board.resident[key]
-        if self.bundle.setup:
-            self._program("setup", self.bundle.setup, {})
-            board.resident[self._resident_key] = placement
+        if not self.bundle.setup:
+            return 0
+        self._program("setup", self.bundle.setup, {})
+        board.resident[self._resident_key] = placement
+        return board.read("CYCLES_TOTAL")
 
-    def _attempt(self, action: Callable[[], None]) -> tuple[str, ...]:
+    def _attempt(self, action: Callable[[], object]) -> tuple[str, ...]:
         """Do `action`, once more after a transient error; returns the messages of failures."""
         try:
             action()
@@ -637,12 +642,12 @@ class Accelerator:
             copying = time.perf_counter()
             go = ready()
             copied = time.perf_counter()
-            setup_seconds = 0.0
+            setup_seconds, setup_cycles = 0.0, 0
 
             def action() -> None:
-                nonlocal setup_seconds
+                nonlocal setup_seconds, setup_cycles
                 before = time.perf_counter()
-                self._ensure_setup()
+                setup_cycles += self._ensure_setup()
                 setup_seconds += time.perf_counter() - before
                 go()
 
@@ -659,6 +664,7 @@ class Accelerator:
                 counters=counters,
                 pack_seconds=pack_seconds + copied - copying,
                 setup_seconds=setup_seconds,
+                setup_cycles=setup_cycles,
                 device_seconds=ran - copied - setup_seconds,
                 unpack_seconds=ended - unpacking,
                 total_seconds=ended - started,

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.compression import baselines, rows
 from benchmarks.compression.data import load
 from benchmarks.compression.pipeline import Pipeline, measured, resized, stage
-from hwgen.compress.budget import tightest
+from hwgen.compress.budget import floor_of, tightest
 from hwgen.compress.cropping import Resize
 from hwgen.compress.linear_approximation import ApproximationConfig, approximate_maps
 from hwgen.compress.relevance import FineTune
@@ -75,7 +75,7 @@ def run(
     images = rows.calibration_images(splits, 1000, seed)
     held = splits.validation
     total = EPOCHS[network, data][tuple(LEVELS).index(method)]
-    floor = accuracy(base, held.images, held.labels) - MAX_LOSS
+    floor = floor_of(accuracy(base, held.images, held.labels), MAX_LOSS)
     name = f"{network}-{data}-{method}".replace(" ", "-")
 
     def tuner(level: float, side: int) -> FineTune:

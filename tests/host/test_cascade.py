@@ -200,8 +200,13 @@ def test_networks_that_overlap_take_turns_least_often_in_a_batch(device, weights
         equal(classifier.run_batch(frames), wanted)
         assert device.starts == before + 2 * len(frames) + 2
         before = device.starts
-        equal([classifier.run(frame) for frame in frames], wanted)
+        found = [classifier.run(frame) for frame in frames]
+        equal(found, wanted)
         assert device.starts == before + 4 * len(frames)
+        for one in found:  # what is loaded anew costs cycles too
+            runs = one.stage_runs
+            assert all(run.setup_cycles > 0 for run in runs)
+            assert one.cycles == sum(run.cycles + run.setup_cycles for run in runs)
 
 
 def test_compiled_networks(rng, seed) -> None:

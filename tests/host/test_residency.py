@@ -65,6 +65,8 @@ def test_overlapping_bundles_take_turns(device, weights, codes, place) -> None:
     assert starts_of(device, a, weights[0], codes) == 2
     assert starts_of(device, a, weights[0], codes) == 1
     assert starts_of(device, b, weights[1], codes) == 2
+    assert b.last_run.setup_cycles > 0
+    assert starts_of(device, b, weights[1], codes) == 1 and b.last_run.setup_cycles == 0
     a.close()
     b.close()
 

@@ -396,7 +396,7 @@ def test_a_stage_takes_everything_where_streaming_through_the_rest_is_slower(see
     layers = [nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU()]
     for _ in range(3):  # of 36 rows each
         layers += [nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU()]
-    filler = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 10))
+    filler = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10))
     graphs = [
         quantize_model(net.eval(), x[:1], x, observer="minmax")
         for net in (resnet8(), filler, resnet8())
