@@ -222,7 +222,8 @@ def _tiny(found: list[Row]) -> list[str]:
         text(
             f"""The full-frame classifier is {tiny.NETWORK} on whole frames of {tiny.SIDE} x
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
-            the test images. "trained on" is the full-frame classifier after as many more epochs of
+            the test images; what the resampler takes to crop and to resize is not in them. "trained
+            on" is the full-frame classifier after as many more epochs of
             the same fine-tuning as the shrunk ones had; it is the teacher of all others, and sees
             the whole frame whatever its student sees. In the cascade of crops the small network of
             "shrinking, {tiny.WHOLE}" glances at the whole frame, and the predictor is run for the
