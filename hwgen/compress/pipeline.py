@@ -189,7 +189,7 @@ def cost_named(name: str, board: str | Path) -> Cost:
 
 _DECIDED = {
     "kernels": ("fraction", "layers", "align", "retrain", "seed"),
-    "approximation": ("fraction", "layers", "align", "form", "seed"),
+    "approximation": ("fraction", "layers", "align", "form", "retrain", "seed"),
     "slices": ("keep", "rounds", "tn", "ti", "seed"),
     "learn": ("seed",),
     "step": ("seed",),

@@ -33,8 +33,9 @@ from hwgen.compress import (
     train,
     with_preprocess,
 )
-from hwgen.compress.report import layer_rows
+from hwgen.compress.report import Trial, draw_accuracy, layer_rows, write_report
 from hwgen.datasets import Dataset, Splits, load_npz, load_splits
+from hwgen.demo_training import progress_bars
 from hwgen.quantize import read_calibration
 
 ROOT = Path(__file__).parents[2]
@@ -285,6 +286,40 @@ def test_notes_say_what_may_not_be_meant(
     lines = said(frozen, max_steps=0)
     assert "3 tensors (0.weight, ...) require no gradient" in lines
     assert "slices: kernels alone cannot leave 0.9 of the array's steps" in lines
+
+
+def test_the_picture_shows_every_network_within_the_budget(
+    splits: Splits, trained: nn.Module, tmp_path: Path
+) -> None:
+    """Also those that were not taken; what lost too much stands on the lower edge."""
+    _, report = compress_network(trained, splits, tmp_path, replace(QUICK, max_steps=0))
+    before = replace(report.before, validation=0.9)
+    trials = [
+        Trial("slices", "keep 0.6", 0.93, 900, False),
+        Trial("slices", "keep 0.5", 0.892, 800, True),
+        Trial("slices", "keep 0.4", 0.5, 700, False),
+    ]
+    report = replace(
+        report, before=before, after=replace(before, validation=0.9), floor=0.89, trials=trials
+    )
+    assert [report.fate(trial) for trial in trials] == [
+        "within the budget, not taken", "taken", "not taken"
+    ]  # fmt: skip
+    axes = draw_accuracy(report).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 89 and high > 93
+    ticks = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert "slices, not taken\n(on the lower edge: below)" in ticks
+    page = write_report(tmp_path / "page", report).read_text()
+    assert "Validation accuracy unchanged, 1.00 allowed." in page
+    assert "mean and std: 0.5; 0.25" in page and "&quot;retrain&quot;" not in page
+
+
+def test_without_a_terminal_progress_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as tick:
+        for done in (1, 2, 3):
+            tick("training", done, 3)
+    assert capsys.readouterr().err == "training: 1 of 3\ntraining: 3 of 3\n"
 
 
 def test_a_stopped_stage_counts_all_of_its_seconds(
