@@ -62,6 +62,8 @@ class Recipe:
         have been trained on cannot tell it.
     uniform
         Whether DepGraph is run with one ratio for all layers too.
+    milder
+        A second share that is left, in a row of its own.
     """
 
     network: str
@@ -75,22 +77,32 @@ class Recipe:
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
     uniform: bool = False
+    milder: float | None = None
 
 
 RECIPES = (
-    Recipe("ResNet-20", 0.62, "cycles", 10),
+    Recipe("ResNet-20", 0.62, "cycles", 10, milder=0.7),
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
     Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, shrink_epochs=1, rounds=1, uniform=True),
 )
 CASCADES = ("cascade", "all methods + cascade")
 UNIFORM = "DepGraph, uniform, at equal MACs"
-METHODS = ("all methods", "DepGraph at equal MACs", UNIFORM, "DepGraph at equal cycles", *CASCADES)
+MILDER = "all methods, milder"
+METHODS = (
+    "all methods",
+    MILDER,
+    "DepGraph at equal MACs",
+    UNIFORM,
+    "DepGraph at equal cycles",
+    *CASCADES,
+)
 
 
 def methods(recipe: Recipe) -> tuple[str, ...]:
     """Return the rows of a network."""
     without = () if recipe.cascade is not None else CASCADES
     without += () if recipe.uniform else (UNIFORM,)
+    without += () if recipe.milder is not None else (MILDER,)
     return tuple(method for method in METHODS if method not in without)
 
 
@@ -175,7 +187,9 @@ def _compressed(
         spent += epochs
         return result
 
-    if method == "all methods":
+    if method in ("all methods", MILDER):
+        keep = recipe.keep if method != MILDER else recipe.milder
+        assert keep is not None
         model, chosen = base, steps if recipe.by == "cycles" else cost.macs
         if recipe.shrink:
             some = splits.validation.images[:1000], splits.validation.labels[:1000]
@@ -194,7 +208,7 @@ def _compressed(
             last = next(count) == recipe.rounds
             return tuned(model, recipe.epochs - spent if last else 1)
 
-        left = recipe.keep * chosen(base, shape) / chosen(model, shape)
+        left = keep * chosen(base, shape) / chosen(model, shape)
         knobs = SliceConfig(keep=left, shapes="free", rounds=recipe.rounds)
         model, _ = lower_slices(model, images, knobs, cost=chosen, fine_tune=fine_tune)
         return model, {"recipe": repr(recipe), "knobs": repr(knobs)}
