@@ -26,7 +26,8 @@ import pytest
 
 import hwgen.boards
 from hwgen import deploy
-from hwgen.cli import _parser, main
+from hwgen.cli import main
+from hwgen.cli.parser import make_parser
 from rtl import vivado
 from tests.support.simulators import SMALL_BOARD
 from tests.support.vivado import small_verilog
@@ -183,7 +184,7 @@ def test_every_command_of_shears_parses(page: str) -> None:
     for command in COMMANDS[page]:
         words = shlex.split(command)
         if words[0] == "shears":
-            assert _parser().parse_args(words[1:]).name == words[1]
+            assert make_parser().parse_args(words[1:]).name == words[1]
 
 
 def test_elsewhere_is_of_today() -> None:
@@ -305,7 +306,7 @@ def test_make_does_what_the_pages_say(recipes: list[list[str]]) -> None:
         at = next(i for i, word in enumerate(words) if word.startswith(".venv/bin/"))
         tool, rest = words[at].removeprefix(".venv/bin/"), words[at + 1 :]
         if tool == "shears":
-            verbs.add(_parser().parse_args(rest).name)
+            verbs.add(make_parser().parse_args(rest).name)
         elif tool == "python" and rest[0] == "-m" and rest[1].startswith("benchmarks."):
             modules.add(rest[1])
             assert {word for word in rest if word.startswith("--")} <= _options_of(rest[1])
@@ -344,7 +345,7 @@ def _known_in_a_sentence(span: str) -> bool | None:
 
 
 def _verbs() -> dict[str, argparse.ArgumentParser]:
-    return next(action.choices for action in _parser()._actions if action.choices)  # type: ignore
+    return next(action.choices for action in make_parser()._actions if action.choices)  # type: ignore
 
 
 def _known_verb(words: list[str]) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwgen.cli import _parser, main
+from hwgen.cli import main
+from hwgen.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -65,12 +66,12 @@ def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_command_parses(page: str, command: list[str]) -> None:
     """The CLI knows the verb and every option."""
-    assert _parser().parse_args(command).name == command[0]
+    assert make_parser().parse_args(command).name == command[0]
 
 
 def test_every_verb_is_in_the_readme() -> None:
     """A verb that README does not name would not be found."""
-    verbs = next(action.choices for action in _parser()._actions if action.choices)
+    verbs = next(action.choices for action in make_parser()._actions if action.choices)
     assert set(verbs) == {command[0] for command in _commands("README.md")}
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hwgen.arch import AcceleratorConfig, GoldenRun
 from hwgen.backends import program
-from hwgen.cli import _load_model as load_model
+from hwgen.cli.networks import load_model
 from hwgen.compress import (
     TrainConfig,
     discover,

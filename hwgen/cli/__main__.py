@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, as `python -m hwgen.cli`."""
+
+import sys
+
+from hwgen.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
