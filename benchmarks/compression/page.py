@@ -238,6 +238,7 @@ def _tiny(found: list[Row]) -> list[str]:
             lines,
         ),
         *_crops(found),
+        *_notes(found),
     ]
 
 
