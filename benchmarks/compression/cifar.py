@@ -50,10 +50,8 @@ class Recipe:
     epochs
         Of fine-tuning in all, for ours and for the rivals.
     shrink, shrunk
-        Dimensions of compound shrinking, which comes first and leaves this share of the cost.
-        Slices of kernels go after it.
-    shrink_epochs
-        Of fine-tuning between the two.
+        Dimensions of compound shrinking, which comes first and leaves this share of the cost; two
+        epochs follow. Slices of kernels go after it.
     rounds
         Rounds of the slices' schedule; each but the last is followed by one epoch.
     cascade
@@ -62,8 +60,6 @@ class Recipe:
         have been trained on cannot tell it.
     uniform
         Whether DepGraph is run with one ratio for all layers too.
-    milder
-        A second share that is left, in a row of its own.
     """
 
     network: str
@@ -72,37 +68,26 @@ class Recipe:
     epochs: int
     shrink: tuple[Dimension, ...] = ()
     shrunk: float = 1.0
-    shrink_epochs: int = 2
     rounds: int = 2
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
     uniform: bool = False
-    milder: float | None = None
 
 
 RECIPES = (
-    Recipe("ResNet-20", 0.62, "cycles", 10, milder=0.7),
+    Recipe("ResNet-20", 0.62, "cycles", 10),
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
-    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, shrink_epochs=1, rounds=1, uniform=True),
+    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True),
 )
 CASCADES = ("cascade", "all methods + cascade")
 UNIFORM = "DepGraph, uniform, at equal MACs"
-MILDER = "all methods, milder"
-METHODS = (
-    "all methods",
-    MILDER,
-    "DepGraph at equal MACs",
-    UNIFORM,
-    "DepGraph at equal cycles",
-    *CASCADES,
-)
+METHODS = ("all methods", "DepGraph at equal MACs", UNIFORM, "DepGraph at equal cycles", *CASCADES)
 
 
 def methods(recipe: Recipe) -> tuple[str, ...]:
     """Return the rows of a network."""
     without = () if recipe.cascade is not None else CASCADES
     without += () if recipe.uniform else (UNIFORM,)
-    without += () if recipe.milder is not None else (MILDER,)
     return tuple(method for method in METHODS if method not in without)
 
 
@@ -187,9 +172,7 @@ def _compressed(
         spent += epochs
         return result
 
-    if method in ("all methods", MILDER):
-        keep = recipe.keep if method != MILDER else recipe.milder
-        assert keep is not None
+    if method == "all methods":
         model, chosen = base, steps if recipe.by == "cycles" else cost.macs
         if recipe.shrink:
             some = splits.validation.images[:1000], splits.validation.labels[:1000]
@@ -201,14 +184,14 @@ def _compressed(
                 cost=chosen,
                 storage=str(folder / f"{recipe.network}-{seed}.db"),
             )
-            model = tuned(smaller.model, recipe.shrink_epochs)
+            model = tuned(smaller.model, 2)
         count = iter(range(1, recipe.rounds + 1))
 
         def fine_tune(model: nn.Module) -> nn.Module:
             last = next(count) == recipe.rounds
             return tuned(model, recipe.epochs - spent if last else 1)
 
-        left = keep * chosen(base, shape) / chosen(model, shape)
+        left = recipe.keep * chosen(base, shape) / chosen(model, shape)
         knobs = SliceConfig(keep=left, shapes="free", rounds=recipe.rounds)
         model, _ = lower_slices(model, images, knobs, cost=chosen, fine_tune=fine_tune)
         return model, {"recipe": repr(recipe), "knobs": repr(knobs)}
