@@ -57,8 +57,9 @@ class Prediction:
 
     @property
     def cycles(self) -> int:
-        """Clock cycles of both runs."""
-        return self.predictor_run.cycles + self.classifier_run.cycles
+        """Clock cycles of both runs, and of reloading what the other's constants overwrote."""
+        runs = self.predictor_run, self.classifier_run
+        return sum(run.cycles + run.setup_cycles for run in runs)
 
 
 class CroppedClassifier:

@@ -13,7 +13,6 @@ one knob for the whole network goes through :func:`tightest` instead.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -238,7 +237,9 @@ class _Loop:
             self.measured = True
         refused = len(self.report.rejected)
         if refused >= self.config.rejections or len(self.report.steps) >= self.config.max_steps:
-            self.report.untried = sum(score.value > 0 for score in self.scores.values())
+            self.report.untried = len(
+                {key[1] for key, score in self.scores.items() if score.value > 0}
+            )
             return False
         key = self._best()
         if key is None:
@@ -398,11 +399,11 @@ class _Loop:
 
 
 def floor_of(accuracy: float, max_loss: float) -> float:
-    """Return the least accuracy that a loss allows, rounded down in the eleventh digit.
+    """Return the least accuracy that a loss allows, less what rounding may add.
 
     The difference of two rounded shares may lie above the share of images that is meant.
     """
-    return math.floor((accuracy - max_loss + 1e-12) * 1e11) / 1e11
+    return accuracy - max_loss - 1e-12
 
 
 def tightest(

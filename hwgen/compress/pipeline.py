@@ -18,6 +18,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hwgen.arch.files import replacing
 from hwgen.boards import load_board
 from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, floor_of, tightest
 from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_cycles
@@ -323,6 +325,8 @@ class _Run:
             outputs = predict(self.model, self.splits.train.images[:2])
         except (RuntimeError, ValueError) as error:
             hint = "another side, or a wrapper that returns the logits alone"
+            if "view size is not compatible" in str(error):
+                hint = "x.flatten(1) in place of x.view"
             if f"have 1 channels, but got {self.shape[0]}" in str(error):
                 hint = "a network of 3 channels, or an .npz with images of (N, H, W, 1)"
             raise ValueError(
@@ -345,6 +349,7 @@ class _Run:
         room = Path(__file__).parent
         start: list[object] = [self.config.seed, device_of(self.model).type, self.model]
         start += [self.splits.train.images, self.splits.train.labels]
+        start += [name for name, p in self.model.named_parameters() if not p.requires_grad]
         code = [room / name for name in ("inputs.py", "training.py")]
         learning = digest(*start, self.config.learn, *(path.read_bytes() for path in code))
         rest: list[object] = [self.config, self.board]
@@ -369,14 +374,14 @@ class _Run:
         else:
             if checkpoint.exists():
                 self.note(f"{name}: going on from {checkpoint}")
-            before = float(spent.read_text()) if spent.exists() else 0.0
+            before = _seconds(spent)
             began = time.perf_counter()
             try:
                 model, record = build(checkpoint)
             finally:
                 seconds = before + time.perf_counter() - began
-                folder.mkdir(parents=True, exist_ok=True)
-                spent.write_text(f"{seconds}\n")
+                with suppress(OSError), replacing(spent) as temporary:
+                    temporary.write_text(f"{seconds}\n")
             save_atomically(
                 {"model": model.state_dict(), "record": record, "seconds": seconds}, path
             )
@@ -464,7 +469,8 @@ class _Run:
             f"255 - mean) / std with a mean of {_listed(mean)} and a std of {_listed(std)}; if it "
             "was more in your training, give the mean and std of that"
         )
-        may = round(count * found) - math.ceil(count * floor)
+        right = round(count * found)
+        may = right - max(0, math.ceil(count * floor))
         self.note(
             f"it may become wrong on {may:,} of them more"
             + ("; more validation images would tell smaller losses apart" if may < 5 else "")
@@ -687,6 +693,14 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     """Return the model in eval mode on the CPU; a copy if it lies elsewhere."""
     elsewhere = device_of(model).type != "cpu"
     return (copy.deepcopy(model).cpu() if elsewhere else model).eval()
+
+
+def _seconds(path: Path) -> float:
+    """Return what earlier parts of a stage took; 0 where nothing that can be read says so."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -315,8 +315,11 @@ class _Walk:
 
     def _flatten(self, node: fx.Node, sources: list[fx.Node]) -> None:
         before = _shape(sources[0])
-        sizes = node.args[1:] if len(node.args) > 2 else node.args[-1]
-        if node.target in _VIEWS and isinstance(sizes, tuple) and _shape(node)[1] in sizes:
+        named = [value for key, value in node.kwargs.items() if key in ("shape", "size")]
+        sizes = [*node.args[1:], *named]
+        if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+            sizes = list(sizes[0])
+        if node.target in _VIEWS and _shape(node)[1] in sizes:
             # x.view(-1, 512) is of 512 numbers whatever becomes of the channels: they must stay.
             self.frozen.add(self.space[sources[0]])
         self._set(node, self.space[sources[0]], self.repeat[sources[0]] * _pixels(before))

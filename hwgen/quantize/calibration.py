@@ -92,7 +92,14 @@ def read_calibration(path: str | Path) -> Calibration:
             f"{path} must hold both mean and std, each std above 0, or none of them, not "
             f"{mean!r} and {std!r}"
         )
-    labels: Sequence[object] | None = others["labels"].tolist() if "labels" in others else None
+    labels: Sequence[object] | None = None
+    if "labels" in others:
+        if others["labels"].dtype.kind != "U" or others["labels"].ndim != 1:
+            raise ValueError(
+                f"{path} must hold labels as text, a name for each class, not "
+                f"{others['labels'].dtype} {others['labels'].shape}; try leaving them out"
+            )
+        labels = others["labels"].tolist()
     return Calibration(
         np.ascontiguousarray(loaded),
         None if mean is None or std is None else (mean, std),

@@ -64,6 +64,7 @@ def test_what_calibration_knows_of_pictures_goes_into_the_bundle(
     bundle = Bundle.load(folder / "bundle")
     assert (bundle.mean, bundle.std, bundle.labels) == (mean, std, labels)
     for change, text in (
+        ({"labels": np.arange(4)}, "must hold labels as text, a name for each class, not int64"),
         ({"mean": mean}, "must hold both mean and std, each std above 0, or none"),
         ({"mean": mean, "std": (1.0, 0.0, 1.0)}, "each std above 0"),
         ({"mean": mean[:2], "std": std}, r"must hold mean as (3,) numbers, one for each channel"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
 import shlex
 import time
@@ -33,6 +34,7 @@ from hwgen.compress import (
     train,
     with_preprocess,
 )
+from hwgen.compress.budget import floor_of
 from hwgen.compress.report import Trial, draw_accuracy, layer_rows, write_report
 from hwgen.datasets import Dataset, Splits, load_npz, load_splits
 from hwgen.demo_training import progress_bars
@@ -149,7 +151,7 @@ def test_the_command_compresses_reports_and_hands_on_to_compile(
         assert parameters(network, SHAPE) == figures["parameters"]
         assert predicted_cycles(network, SHAPE) == figures["cycles"]
         assert 0.25 < figures["int8_test"] <= 1
-    assert after["validation"] >= report["floor"] == before["validation"] - 0.05
+    assert after["validation"] >= report["floor"] == floor_of(before["validation"], 0.05)
     assert after["cycles"] < before["cycles"] and after["macs"] < before["macs"]
     assert sum(layer["macs"] for layer in report["layers"]) == after["macs"]
     assert report["cost"] == "cycles" and report["board"] == "pynq-z2" and report["seed"] == 0
@@ -263,6 +265,14 @@ def test_what_was_trained_is_kept_for_another_budget(
     assert compress(folder, "--weights", str(out / "original.pt"), "--max-steps", "0") == 0
 
 
+@pytest.mark.parametrize(("right", "count"), [(76, 110), (55, 100), (57, 100), (54, 110), (0, 9)])
+def test_a_floor_is_the_share_of_images_that_is_meant(right: int, count: int) -> None:
+    for lost in range(right + 1):
+        floor = floor_of(right / count, lost / count)
+        assert (right - lost) / count >= floor > (right - lost - 1) / count
+        assert right - math.ceil(count * floor) == lost
+
+
 def test_notes_say_what_may_not_be_meant(
     splits: Splits, trained: nn.Module, tmp_path: Path
 ) -> None:
@@ -283,6 +293,10 @@ def test_notes_say_what_may_not_be_meant(
     frozen = copy.deepcopy(trained)
     for layer in (frozen[0], frozen[3], frozen[7]):
         layer.weight.requires_grad_(False)
+    whole = tmp_path / "same"
+    for model in (frozen, trained):  # what is frozen is another run
+        compress_network(model, splits, whole, replace(QUICK, methods=("trim",), max_steps=1))
+    assert len(list((whole / "checkpoints").iterdir())) == 2
     lines = said(frozen, max_steps=0)
     assert "3 tensors (0.weight, ...) require no gradient" in lines
     assert "slices: kernels alone cannot leave 0.9 of the array's steps" in lines
@@ -360,7 +374,8 @@ def test_without_a_budget_nothing_may_be_lost(
     none = TrainConfig(epochs=0)
     config = replace(QUICK, max_loss=0.0, cost=cost, step=none, finish=none, max_steps=1)
     _, report = compress_network(trained, splits, tmp_path, config)
-    assert report.after.validation >= report.before.validation == report.floor
+    assert report.after.validation >= report.before.validation
+    assert report.floor == floor_of(report.before.validation, 0.0)
     assert getattr(report.after, cost) <= getattr(report.before, cost)
 
 

@@ -168,8 +168,14 @@ def test_views_are_followed_whatever_says_the_batch():
         assert trimmed.conv.out_channels == trimmed.linear.in_features == 16
         assert trimmed.eval()(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
     # A number that is written down is one that channels may not change.
-    model = Net(lambda x: x.view(-1, 32))
-    assert [space.frozen for space in discover(model, (3, 8, 8)).spaces.values()] == [True] * 3
+    for view in (
+        lambda x: x.view(-1, 32),
+        lambda x: x.view([-1, 32]),
+        lambda x: torch.reshape(x, [-1, 32]),
+        lambda x: x.reshape(shape=(-1, 32)),
+    ):
+        found = discover(Net(view), (3, 8, 8))
+        assert [space.frozen for space in found.spaces.values()] == [True] * 3
     with pytest.raises(UnsupportedStructure, match="a mean and std of its own"):
 
         class Norm(nn.Module):
