@@ -71,11 +71,8 @@ def emit(
         config.tap_entries - tap_entry,
     )
     given = graph.preprocess if preprocess is None else preprocess
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    if given is not None:
-        channels = graph[graph.inputs[0]].type.shape[0]
-        mean, std = for_channels((tuple(given[0]), tuple(given[1])), channels)
+    channels = graph[graph.inputs[0]].type.shape[0]
+    mean, std = (None, None) if given is None else for_channels(given, channels)
 
     placed_in = functools.cache(
         functools.partial(place, machine, config, batch, synapse_rows=free.synapse_rows)

@@ -43,6 +43,7 @@ from hwgen.compress.report import (
     Figures,
     Trial,
     layer_rows,
+    listed,
     write_report,
 )
 from hwgen.compress.slice_reduction import SliceConfig, UnreachableCost, lower_slices
@@ -466,7 +467,7 @@ class _Run:
         mean, std = preprocess_of(base)
         self.note(
             f"the network is right on {found:.2%} of the {count:,} validation images, fed (pixel / "
-            f"255 - mean) / std with a mean of {_listed(mean)} and a std of {_listed(std)}; if it "
+            f"255 - mean) / std with a mean of {listed(mean)} and a std of {listed(std)}; if it "
             "was more in your training, give the mean and std of that"
         )
         right = round(count * found)
@@ -701,11 +702,6 @@ def _seconds(path: Path) -> float:
         return float(path.read_text())
     except (OSError, ValueError):
         return 0.0
-
-
-def _listed(values: tuple[float, ...]) -> str:
-    """Return numbers as one types them."""
-    return ", ".join(f"{value:g}" for value in values)
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +291,11 @@ def write_report(folder: str | Path, report: CompressionReport) -> Path:
     return page
 
 
+def listed(values: Iterable[float]) -> str:
+    """Return numbers as one types them."""
+    return ", ".join(f"{value:g}" for value in values)
+
+
 def summary_rows(report: CompressionReport) -> list[tuple[str, str, str, str]]:
     """Return the table: what, before, after, change."""
     before, after = report.before, report.after
@@ -555,11 +560,15 @@ def _page(report: CompressionReport, pictures: Mapping[str, str]) -> str:
         )
         for number, t in enumerate(report.trials, 1)
     ]
-    preprocess = (", ".join(f"{value:g}" for value in values) for values in report.preprocess)
     details = [
         ("network", " ".join(filter(None, (report.model, report.weights)))),
         ("data", report.data + ": " + ", ".join(f"{n:,} {k}" for k, n in report.images.items())),
-        ("fed", "(pixel / 255 - mean) / std, mean and std: {}; {}".format(*preprocess)),
+        (
+            "fed",
+            "(pixel / 255 - mean) / std, mean and std: {}; {}".format(
+                *map(listed, report.preprocess)
+            ),
+        ),
         ("board", report.board),
         ("computed on", report.device),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in report.seconds.items())),

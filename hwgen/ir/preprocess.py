@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 Preprocess = tuple[tuple[float, ...], tuple[float, ...]]
@@ -18,7 +19,7 @@ def given_preprocess(module: Any) -> Preprocess | None:
     return next((found for found in given if found is not None), None)
 
 
-def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
+def for_channels(preprocess: tuple[Sequence[float], Sequence[float]], channels: int) -> Preprocess:
     """Return a mean and a deviation for each of the channels.
 
     Raises

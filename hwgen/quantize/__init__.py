@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hwgen.quantize.calibration import Calibration, load_calibration, read_calibration
+from hwgen.quantize.calibration import Calibration, read_calibration
 from hwgen.quantize.observers import MSE, Histogram, MinMax, Percentile, code_for_range
 from hwgen.quantize.post_training import (
     QuantizationError,
@@ -36,7 +36,6 @@ __all__ = [
     "calibrate",
     "code_for_range",
     "fine_tune_quantized",
-    "load_calibration",
     "quantize",
     "quantize_model",
     "quantize_with",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwgen.arch.files import replacing
+from hwgen.ir.preprocess import Preprocess
 
 KEY = "images"
 
@@ -31,7 +32,7 @@ class Calibration:
     """
 
     images: NDArray[np.float32]
-    preprocess: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preprocess: Preprocess | None = None
     labels: tuple[str, ...] | None = None
 
     def save(self, path: str | Path) -> None:
@@ -43,19 +44,6 @@ class Calibration:
             held["labels"] = np.array(self.labels, dtype=np.str_)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **held)
-
-
-def load_calibration(path: str | Path) -> NDArray[np.float32]:
-    """Read float32 (N, C, H, W) from a ``.npy``, or from ``images`` of a ``.npz``.
-
-    Raises
-    ------
-    ValueError
-        When the file holds something else.
-    OSError
-        When it cannot be read.
-    """
-    return read_calibration(path).images
 
 
 def read_calibration(path: str | Path) -> Calibration:
