@@ -50,7 +50,6 @@ from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.slice_reduction import SliceConfig, lower_slices
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import Tick, TrainConfig, accuracy, reestimate_bn, train
-from hwgen.ir import run_quantized
 from hwgen.quantize import fine_tune_quantized
 
 TABLE, NETWORK, DATA = "ablation", "ResNet-8", "frames"
@@ -246,8 +245,7 @@ class _Bench:
             checkpoint=self.cache / f"ablation-quantized-{self.seed}.checkpoint",
             progress=self.tick,
         )
-        logits = run_quantized(graph, normalise(test.images).numpy())
-        right = float((logits.argmax(axis=1) == test.labels).mean())
+        right = accuracy(graph, test.images, test.labels)
         return model, {"int8_accuracy": right, "validation": report.accuracies}
 
 

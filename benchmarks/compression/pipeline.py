@@ -15,7 +15,6 @@ from torch import nn
 
 from benchmarks.compression import rows
 from hwgen.arch.cascade import CascadeRule
-from hwgen.arch.crop import ordered_box
 from hwgen.compress.cascade import (
     CascadeConfig,
     cascade_logits,
@@ -27,7 +26,7 @@ from hwgen.compress.inputs import normalise
 from hwgen.compress.structure import load_compressed
 from hwgen.compress.training import accuracy, save_atomically
 from hwgen.datasets import Dataset, Splits
-from hwgen.ir import Graph, run_quantized
+from hwgen.ir import Graph
 from hwgen.quantize import quantize_model
 
 Network = nn.Module | Graph
@@ -57,10 +56,7 @@ class Pipeline:
     glances: int = 0
 
     def boxes(self, images: np.ndarray) -> np.ndarray:
-        """Return the predictor's boxes, of its integers if it is quantized."""
-        if isinstance(self.predictor, Graph):
-            small = resize_all(images, self.predictor_side)
-            return ordered_box(run_quantized(self.predictor, normalise(small).numpy()))
+        """Return the predictor's boxes."""
         assert self.predictor is not None
         return predict_boxes(self.predictor, images, self.predictor_side)
 

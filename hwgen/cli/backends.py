@@ -22,7 +22,6 @@ def compile_network(arguments: argparse.Namespace) -> Report:
         graph,
         board.config,
         name=name,
-        preprocess=calibration.preprocess,
         labels=calibration.labels,
         batch=arguments.batch,
     )
@@ -84,7 +83,8 @@ def _emit_hls4ml(arguments: argparse.Namespace) -> Report:
         codes = project.verify(images)
     print(f"{len(images)} images, {codes:,} codes equal to the quantized graph's")
     if project.backend == "VivadoAccelerator":
-        print(f"{project.folder / 'bundle.json'}: for host.Hls4mlAccelerator on the board")
+        bundle = project.save_bundle(labels=calibration.labels)
+        print(f"{bundle}: for host.Hls4mlAccelerator on the board")
     return {
         "project": str(project.folder),
         "images": len(images),

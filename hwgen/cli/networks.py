@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,10 @@ def _state_dict(path: Path) -> dict[str, Any]:
 
 
 def quantized(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
-    """Load and quantize a network; return its graph, its `Calibration` and its name."""
+    """Load and quantize a network; return its graph, its `Calibration` and its name.
+
+    The graph has the calibration's mean and std, if that file holds them.
+    """
     from hwgen.frontend import from_onnx
     from hwgen.passes.pipeline import to_fused
     from hwgen.quantize import quantize, quantize_model, read_calibration
@@ -115,4 +119,6 @@ def quantized(arguments: argparse.Namespace) -> tuple[Any, Any, str]:
         import torch
 
         graph = quantize_model(model, torch.from_numpy(images[:1]), images, **how)
+    if calibration.preprocess is not None:
+        graph = replace(graph, preprocess=calibration.preprocess)
     return graph, calibration, Path(arguments.model.partition(":")[0]).stem

@@ -31,12 +31,11 @@ from hwgen.arch.cascade import (
 )
 from hwgen.arch.cascade_bundle import CascadeBundle, check_glances
 from hwgen.arch.config import AcceleratorConfig
-from hwgen.arch.estimate import estimate
+from hwgen.arch.estimate import MemoryTiming, estimate
 from hwgen.compress.cost import Cost
 from hwgen.compress.cropping import crop_all, resize_all
 from hwgen.compress.inputs import normalise, preprocess_of
 from hwgen.compress.training import Tick, predict
-from hwgen.ir.evaluate import run_quantized
 from hwgen.ir.graph import Graph
 from hwgen.quantize.observers import Observer, Scheme
 
@@ -189,7 +188,17 @@ def cascade_logits(
     -------
     list of numpy.ndarray
         For each stage float32 (N, classes).
+
+    Raises
+    ------
+    ValueError
+        If sides or boxes do not fit, or there are glances at the whole frame and no boxes.
     """
+    if glances and boxes is None:
+        raise ValueError(
+            f"glances={glances!r} must be given with boxes: without them all stages see the whole "
+            "frame; try boxes=predict_boxes(predictor, images, side)"
+        )
     if sides is not None and len(sides) != len(networks):
         raise ValueError(f"sides must be one for each of {len(networks)} stages, not {sides!r}")
     logits = []
@@ -199,12 +208,7 @@ def cascade_logits(
             seen = crop_all(images, boxes, side)
         elif sides is not None and images.shape[1:3] != (side, side):
             seen = resize_all(images, side)
-        if isinstance(network, Graph):
-            logits.append(
-                run_quantized(network, normalise(seen, preprocess=preprocess_of(network)).numpy())
-            )
-        else:
-            logits.append(predict(network, seen))
+        logits.append(predict(network, seen))
         if progress is not None:
             progress("cascade", stage + 1, len(networks))
     return logits
@@ -554,16 +558,18 @@ def _spread(low: int, high: int, points: int) -> np.ndarray:
     return np.unique(np.linspace(low, high, min(points, high - low + 1)).round().astype(np.int64))
 
 
-def _quicker(behind: Bundle, alone: Bundle, others: Sequence[Bundle]) -> Bundle:
+def _quicker(
+    behind: Bundle, alone: Bundle, others: Sequence[Bundle], memory: MemoryTiming
+) -> Bundle:
     """Return the one of a network's two bundles that costs less each time.
 
     The first streams through what others left. The second has everything: its constants and those
     of the others that it takes the place of are loaded anew.
     """
     evicted = [other for other in others if other.placement.overlaps(alone.placement)]
-    mine = estimate(alone)
-    price = mine.cycles + mine.setup_cycles + sum(estimate(b).setup_cycles for b in evicted)
-    return alone if price < estimate(behind).cycles else behind
+    mine = estimate(alone, memory)
+    price = mine.cycles + mine.setup_cycles + sum(estimate(b, memory).setup_cycles for b in evicted)
+    return alone if price < estimate(behind, memory).cycles else behind
 
 
 def _cumulative(ranks: np.ndarray, amounts: np.ndarray, size: int) -> np.ndarray:
@@ -630,7 +636,8 @@ def compile_cascade(
     from hwgen.passes.schedule import CapacityError
     from hwgen.quantize import quantize_model
 
-    chosen = config or load_board(board).config
+    on = load_board(board)
+    chosen, memory = config or on.config, MemoryTiming(on.read_latency_cycles)
     everything = [*networks] if predictor is None else [predictor, *networks]
     pictures = [None] * len(everything) if calibration is None else list(calibration)
     if len(pictures) != len(everything) or any(
@@ -672,7 +679,7 @@ def compile_cascade(
                 raise CapacityError("nothing is left")
             bundle = program.emit(network, chosen, **options, synapse_row=row, tap_entry=entry)
             if row and not bundle.metadata["resident"]:
-                bundle = _quicker(bundle, program.emit(network, chosen, **options), bundles)
+                bundle = _quicker(bundle, program.emit(network, chosen, **options), bundles, memory)
         except CapacityError:
             bundle = program.emit(network, chosen, **options)
         bundles.append(bundle)

@@ -25,6 +25,7 @@ from hwgen.arch.crop import WEIGHT_ONE, ordered_box, resize, resize_weights, squ
 from hwgen.arch.files import replacing
 from hwgen.compress.inputs import batches
 from hwgen.compress.training import Tick, TrainConfig, TrainReport, predict, reestimate_bn, train
+from hwgen.ir import Graph
 
 BOX_LOSSES = ("smooth_l1", "mse", "weighted_mse", "giou")
 
@@ -79,8 +80,8 @@ def mean_iou(first: np.ndarray, second: np.ndarray) -> float:
     return float(iou(first, second).mean())
 
 
-def predict_boxes(predictor: nn.Module, images: np.ndarray, side: int) -> np.ndarray:
-    """Return the predictor's boxes, (N, 4) float32, for (N, H, W, 3) uint8 frames.
+def predict_boxes(predictor: nn.Module | Graph, images: np.ndarray, side: int) -> np.ndarray:
+    """Return the boxes of a predictor or its integers, (N, 4) float32, for (N, H, W, C) uint8.
 
     They are clipped to [0, 1], and edges that are swapped put in order, as on the board.
     """

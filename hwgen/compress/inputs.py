@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +23,12 @@ STD = 0.25
 
 PREPROCESS: Preprocess = ((MEAN,), (STD,))
 
+Network = TypeVar("Network", bound=nn.Module | Graph)
+
 
 def with_preprocess(
-    model: nn.Module, mean: Sequence[float] | float, std: Sequence[float] | float
-) -> nn.Module:
+    model: Network, mean: Sequence[float] | float, std: Sequence[float] | float
+) -> Network:
     """Return a copy that all of this room feeds ``(pixel / 255 - mean) / std``.
 
     It stays with the network through every method here, and goes into its quantized graph and its
@@ -33,7 +37,8 @@ def with_preprocess(
     Parameters
     ----------
     model
-        A network that was trained so, as with torchvision's ``Normalize(mean, std)``.
+        A network that was trained so, as with torchvision's ``Normalize(mean, std)``; or the graph
+        of one, such as :func:`hwgen.frontend.from_onnx` reads.
     mean, std
         Of pixels in [0, 1]: one for each channel, or one for all.
 
@@ -56,8 +61,11 @@ def with_preprocess(
             f"not {mean!r} and {std!r}; try (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) for a "
             "network of torchvision's, 0 and 1 where only ToTensor was used"
         )
+    given = pairs[0], pairs[1]
+    if isinstance(model, Graph):
+        return replace(model, preprocess=given)
     model = copy.deepcopy(model)
-    setattr(model, ATTRIBUTE, (pairs[0], pairs[1]))
+    setattr(model, ATTRIBUTE, given)
     return model
 
 
@@ -93,8 +101,10 @@ def normalise(
     return ((x / 255.0 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def batches(model: nn.Module, images: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
-    """Yield (n, H, W, C) uint8 images as a model is fed them, in batches, where it lies.
+def batches(
+    network: nn.Module | Graph, images: np.ndarray, batch_size: int = 250
+) -> Iterator[Tensor]:
+    """Yield (n, H, W, C) uint8 images as a network is fed them, in batches, where it lies.
 
     Raises
     ------
@@ -103,7 +113,7 @@ def batches(model: nn.Module, images: np.ndarray, batch_size: int = 250) -> Iter
     """
     if not len(images):
         raise ValueError("images must be at least 1, not 0")
-    device, preprocess = device_of(model), preprocess_of(model)
+    device, preprocess = device_of(network), preprocess_of(network)
     for start in range(0, len(images), batch_size):
         yield normalise(images[start : start + batch_size], device, preprocess)
 
@@ -115,6 +125,7 @@ def shape_of(images: np.ndarray) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters lie; the CPU if it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def device_of(network: nn.Module | Graph) -> torch.device:
+    """Return where a network's parameters lie; the CPU if it has none or is a graph."""
+    held = () if isinstance(network, Graph) else network.parameters()
+    return next((parameter.device for parameter in held), torch.device("cpu"))

@@ -638,17 +638,15 @@ class _Run:
 
     def figures(self, model: nn.Module) -> Figures:
         """Measure one network; this is where the test split is seen."""
-        from hwgen.ir import run_quantized
         from hwgen.quantize import quantize_model
 
-        test, fed = self.splits.test, preprocess_of(model)
-        inputs = normalise(self.images, preprocess=fed)
+        test = self.splits.test
+        inputs = normalise(self.images, preprocess=preprocess_of(model))
         graph = quantize_model(model, inputs[:1], inputs)
-        logits = run_quantized(graph, normalise(test.images, preprocess=fed).numpy())
         return Figures(
             validation=self.validate(model),
             test=accuracy(model, test.images, test.labels),
-            int8_test=float((logits.argmax(axis=1) == test.labels).mean()),
+            int8_test=accuracy(graph, test.images, test.labels),
             macs=round(macs(model, self.shape)),
             parameters=round(parameters(model, self.shape)),
             steps=round(self.array_steps(model, self.shape)),

@@ -20,6 +20,8 @@ from hwgen.arch.files import replacing
 from hwgen.compress.identity import digest, form, tensors
 from hwgen.compress.inputs import MEAN, Preprocess, batches, device_of, normalise, preprocess_of
 from hwgen.compress.knobs import check_choice
+from hwgen.ir import Graph, run_quantized
+from hwgen.ir.preprocess import for_channels
 
 CUT_WEIGHT = 2.0
 """How much more "weighted_mse" minds an edge that cuts into the true box than one outside of it.
@@ -333,7 +335,7 @@ def train(
         first_epoch = state["epoch"]
         report = TrainReport(**state["report"])
     if teacher is not None:
-        if preprocess_of(teacher) != preprocess:
+        if not _fed_alike(preprocess_of(teacher), preprocess):
             raise ValueError(
                 f"the teacher must be fed as the model is, with mean and std of {preprocess!r}, "
                 f"not {preprocess_of(teacher)!r}; try with_preprocess"
@@ -505,6 +507,12 @@ def _same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
+def _fed_alike(one: Preprocess, other: Preprocess) -> bool:
+    """Tell whether two means and deviations are the same, one for all channels or one for each."""
+    channels = math.lcm(len(one[0]), len(other[0]))
+    return for_channels(one, channels) == for_channels(other, channels)
+
+
 def _batch(
     config: TrainConfig,
     images: np.ndarray,
@@ -590,15 +598,20 @@ def save_atomically(state: dict[str, Any], path: str | Path) -> None:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """Return the model's outputs (N, ...) float32 for (N, H, W, 3) uint8, in eval mode.
+def predict(network: nn.Module | Graph, images: np.ndarray) -> np.ndarray:
+    """Return a network's outputs (N, ...) float32 for (N, H, W, C) uint8.
+
+    Those of a model are what it computes in eval mode; those of a quantized graph
+    (:func:`hwgen.quantize.quantize_model`) the accelerator's integers, dequantized.
 
     Raises
     ------
     ValueError
         If there are no images, or the model returns anything but one tensor.
     """
-    was_training = model.training
+    if isinstance(network, Graph):
+        return np.concatenate([run_quantized(network, x.numpy()) for x in batches(network, images)])
+    model, was_training = network, network.training
     model.eval()
     outputs = []
     try:
@@ -612,8 +625,8 @@ def predict(model: nn.Module, images: np.ndarray) -> np.ndarray:
     return np.concatenate(outputs)
 
 
-def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of images whose largest logit is the label's.
+def accuracy(network: nn.Module | Graph, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of images whose largest logit is the label's, of a model or its integers.
 
     Raises
     ------
@@ -621,7 +634,7 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
         If there is not one label for each image, of the model's classes, or the model does not give
         logits (N, classes).
     """
-    logits = predict(model, images)
+    logits = predict(network, images)
     check_logits(logits)
     return float((logits.argmax(axis=1) == labels_of(labels, len(images), logits.shape[1])).mean())
 

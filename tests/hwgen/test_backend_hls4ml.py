@@ -15,6 +15,7 @@ import host
 import sim
 from hwgen import models
 from hwgen.arch import GoldenRun
+from hwgen.arch.hls_bundle import HlsBundle
 from hwgen.backends import hls4ml, program
 from hwgen.backends.hls4ml import project as project_module
 from hwgen.backends.hls4ml.lower import kernel_groups, lower
@@ -39,7 +40,7 @@ from hwgen.ir import (
     verify,
 )
 from hwgen.models import ForegroundPredictor
-from hwgen.quantize import quantize_model
+from hwgen.quantize import Calibration, quantize_model
 from tests.support.hls_streams import run_streams
 from tests.support.random_networks import random_network, reduce_kernels
 
@@ -485,9 +486,13 @@ def test_commands(tmp_path, rng, monkeypatch, capsys):
     """`shears emit --backend hls4ml` compiles and compares; `shears compare` prints both."""
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(NET, encoding="utf-8")
-    np.save("images.npy", rng.normal(size=(8, 3, 8, 8)).astype(np.float32))
-    network = ["net.py:model", "--calibration", "images.npy"]
-    assert main(["emit", *network, "--backend", "hls4ml", "--json", "emit.json"]) == 0
+    images, labels = rng.normal(size=(8, 3, 8, 8)).astype(np.float32), tuple("abcd")
+    Calibration(images, ((0.5,) * 3, (0.25,) * 3), labels).save("images.npz")
+    network = ["net.py:model", "--calibration", "images.npz"]
+    emit = ["emit", *network, "--backend", "hls4ml", "--hls", "VivadoAccelerator"]
+    assert main([*emit, "--json", "emit.json"]) == 0
+    bundle = HlsBundle.load("build/hls4ml/bundle.json")
+    assert (bundle.mean, bundle.std, bundle.labels) == ((0.5,) * 3, (0.25,) * 3, labels)
     report = json.loads(Path("emit.json").read_text(encoding="utf-8"))
     assert report["images"] == 8 and report["mismatches"] == 0
     assert len(Path("build/hls4ml/tb_data/tb_input_features.dat").read_text().splitlines()) == 8

@@ -324,6 +324,8 @@ def test_logits_and_costs_of_models_and_graphs(rng, seed) -> None:
         seen[:glances] = [resize_all(images, 8)][:glances]
         for logits, model, what in zip(found, (small, large), seen, strict=True):
             assert np.array_equal(logits, predict(model, what))
+    with pytest.raises(ValueError, match="glances=1 must be given with boxes"):
+        cascade_logits([small, large], images, [8, 5], glances=1)
     shapes = [(3, 8, 8), (3, 12, 12)]
     assert cascade_costs([small, large], shapes, macs) == (
         8 * 8 * 9 * 3 * 4 + 4 * 3,

@@ -34,9 +34,11 @@ from hwgen.compress import (
 )
 from hwgen.compress.inputs import PREPROCESS, batches
 from hwgen.compress.training import predict
+from hwgen.frontend import from_torch
 from hwgen.ir import run_quantized
 from hwgen.models import demo_classifier, resnet_cifar
-from hwgen.quantize import fine_tune_quantized
+from hwgen.passes.pipeline import to_fused
+from hwgen.quantize import fine_tune_quantized, quantize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RNG = np.random.default_rng(0)
@@ -73,6 +75,23 @@ def test_a_network_is_fed_what_it_was_given() -> None:
 def test_numbers_that_cannot_be_meant_are_refused(mean: object, std: object) -> None:
     with pytest.raises(ValueError, match="mean and std must be as many finite numbers"):
         with_preprocess(Mean(), mean, std)  # type: ignore[arg-type]
+
+
+def test_a_graph_is_fed_what_it_was_given() -> None:
+    """One from ONNX has no module to ask; what it is given stays with it until the bundle."""
+    graph = with_preprocess(
+        from_torch(demo_classifier().eval(), torch.zeros(1, 3, 32, 32)), MEAN, STD
+    )
+    assert preprocess_of(graph) == (MEAN, STD)
+    x = normalise(IMAGES, preprocess=(MEAN, STD)).numpy()
+    integers = quantize(to_fused(graph), x)
+    logits = run_quantized(integers, x)
+    assert np.array_equal(predict(integers, IMAGES), logits)
+    assert accuracy(integers, IMAGES, LABELS) == (logits.argmax(axis=1) == LABELS).mean()
+    bundle = compile_cascade([integers, integers], CascadeRule((0.5,)))
+    assert [(stage.mean, stage.std) for stage in bundle.stages] == [(MEAN, STD)] * 2
+    with pytest.raises(ValueError, match="mean and std must be as many finite numbers"):
+        with_preprocess(graph, MEAN, 0.0)
 
 
 def test_channels_must_be_those_of_the_numbers() -> None:
@@ -128,6 +147,8 @@ def test_a_teacher_must_be_fed_alike() -> None:
     model, teacher = demo_classifier(), with_preprocess(demo_classifier(), MEAN, STD)
     with pytest.raises(ValueError, match=r"the teacher must be fed as the model is, .*; try with_"):
         train(model, lambda _: (IMAGES, LABELS), TrainConfig(epochs=1), teacher=teacher)
+    one, each = with_preprocess(model, 0.5, 0.2), with_preprocess(model, (0.5,) * 3, (0.2,) * 3)
+    train(one, lambda _: (IMAGES, LABELS), TrainConfig(epochs=1), teacher=each)
 
 
 def test_a_checkpoint_of_another_feeding_is_refused(tmp_path) -> None:

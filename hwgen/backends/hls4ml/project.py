@@ -29,6 +29,7 @@ from hwgen.backends.hls4ml.types import (
 )
 from hwgen.boards import Board, load_board
 from hwgen.ir import Graph, IRError, evaluate_integer, quantize_input, verify
+from hwgen.ir.preprocess import for_channels
 
 BackendName = Literal["Vitis", "Vivado", "VivadoAccelerator"]
 BACKENDS: tuple[BackendName, ...] = ("Vitis", "Vivado", "VivadoAccelerator")
@@ -103,7 +104,8 @@ class HlsProject:
         file
             ``bundle.json`` in the project's folder if not given.
         preprocess
-            mean and std of each channel; the board then takes uint8 pictures too.
+            mean and std of each channel, or one for all; the board then takes uint8 pictures too.
+            By default what the graph was given, if anything.
         labels
             Of the output's channels.
         images, seed
@@ -123,9 +125,10 @@ class HlsProject:
             )
         if images < 1:
             raise ValueError(f"images must be 1 or more, not {images!r}")
-        mean, std = (None, None) if preprocess is None else preprocess
         first, last = self.graph[self.graph.inputs[0]], self.graph[self.graph.outputs[0]]
         channels, height, width = first.type.shape
+        given = self.graph.preprocess if preprocess is None else preprocess
+        mean, std = (None, None) if given is None else for_channels(given, channels)
         shape = (images, height, width, channels)
         codes = np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
         bundle = HlsBundle(
@@ -141,8 +144,8 @@ class HlsProject:
             interval=self.estimate.interval,
             check_input=codes,
             check_output=evaluate_integer(self.graph, codes)[last.name],
-            mean=None if mean is None else tuple(float(v) for v in mean),
-            std=None if std is None else tuple(float(v) for v in std),
+            mean=mean,
+            std=std,
             labels=None if labels is None else tuple(labels),
             metadata={"hls4ml": hls4ml_version()},
         )
