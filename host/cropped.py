@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from host.driver import Accelerator, RunRecord
 from host.errors import AllocationError
-from host.frames import Frame, FramePool, pitch_of
+from host.frames import Frame, FramePool
 from hwgen.arch.bundle import Bundle
 from hwgen.arch.crop import ordered_box, resize, square_crop
-from hwgen.arch.frames import FrameError, check_box, check_bundle
+from hwgen.arch.frames import FrameError, check_box, check_bundle, pitch_of
 
 RESIZERS = ("auto", "accelerator", "host")
 

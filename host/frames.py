@@ -14,15 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from host.board import active_device, answering, import_pynq
 from host.errors import AllocationError
-from hwgen.arch.isa import BEAT_BYTES
+from hwgen.arch.frames import pitch_of
 
 ADDRESS_LIMIT = 1 << 32
 """Of what the accelerator reaches: its addresses have 32 bits."""
-
-
-def pitch_of(width: int, channels: int) -> int:
-    """Bytes from one row of a frame to the next."""
-    return -(-width * channels // BEAT_BYTES) * BEAT_BYTES
 
 
 class Frame:

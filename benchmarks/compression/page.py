@@ -19,8 +19,8 @@ from hwgen.arch.files import replacing
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "compression.md"
 PLOTS = ROOT / "docs" / "images"
-COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a", "#b58900")
-MARKS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a", "#b58900", "#c2185b")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def write_page() -> None:
@@ -213,6 +213,7 @@ def _tiny(found: list[Row]) -> list[str]:
             " and ".join(map(str, row.more["sides"])),
             f"{row.more['worst MACs'] / 1e6:.2f} M" if "worst MACs" in row.more else "",
             ", ".join(f"{share:.1%}" for share in row.more.get("shares", [])),
+            *_from_frame(row),
         ]
         for row in found
         if "mean IoU" in row.more
@@ -222,24 +223,33 @@ def _tiny(found: list[Row]) -> list[str]:
         text(
             f"""The full-frame classifier is {tiny.NETWORK} on whole frames of {tiny.SIDE} x
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
-            the test images; what the resampler takes to crop and to resize is not in them. "trained
-            on" is the full-frame classifier after as many more epochs of
-            the same fine-tuning as the shrunk ones had; it is the teacher of all others, and sees
-            the whole frame whatever its student sees. In the cascade of crops the small network of
-            "shrinking, {tiny.WHOLE}" glances at the whole frame, and the predictor is run for the
-            frames that go on."""
+            the test images; what the resampler takes to crop and to resize is not in them,
+            but in the second table's "cycles from the frame", which rows have that were measured
+            since it is counted. "trained on" is the full-frame classifier after as many more epochs
+            of the same fine-tuning as the shrunk ones had; it is the teacher of all others, and
+            sees the whole frame whatever its student sees. In the cascade of crops the small
+            network of "shrinking, {tiny.WHOLE}" glances at the whole frame, and the predictor is
+            run for the frames that go on."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
         _rows(found, tiny.METHODS, _pair),
         table(
             "Method | Mean IoU | Predictor's MACs | Classifier's side | Worst case | "
-            "Share of images that end at each stage",
-            "lrrrrl",
+            "Share of images that end at each stage | Cycles from the frame | Saved",
+            "lrrrrlrr",
             lines,
         ),
         *_crops(found),
         *_notes(found),
     ]
+
+
+def _from_frame(row: Row) -> list[str]:
+    """Return a pipeline's cycles with those of the resampler, and what is saved then."""
+    if "frame cycles" not in row.more:
+        return ["", ""]
+    cycles, before = row.more["frame cycles"], row.more["baseline frame cycles"]
+    return [f"{cycles:,.0f}", f"{1 - cycles / before:.1%}"]
 
 
 def _crops(found: list[Row]) -> list[str]:

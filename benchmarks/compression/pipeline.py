@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from benchmarks.compression import rows
-from hwgen.arch.cascade import CascadeRule
+from hwgen.arch.cascade import CascadeRule, run_rule
+from hwgen.arch.crop import square_crops
 from hwgen.compress.cascade import (
     CascadeConfig,
     cascade_logits,
@@ -90,6 +91,29 @@ class Pipeline:
             head = rows.costs(self.predictor, self.predictor_side)
         pairs = zip(self.classifiers, self.sides, strict=True)
         return head, [rows.costs(n, side) for n, side in pairs if isinstance(n, nn.Module)]
+
+    def frame_cycles(self, images: np.ndarray, logits: list[np.ndarray]) -> float:
+        """Return the mean cycles of an image where the machine crops and resizes too.
+
+        ``logits`` are each classifier's: they tell how far an image goes. Frames are square.
+        """
+        ends = np.zeros(len(images), np.int64)
+        if self.rule is not None:
+            ends = run_rule(self.rule, logits).stages - 1
+        whole = np.full(len(images), images.shape[1])
+        crops, runs = whole, []
+        if self.predictor is not None:
+            crops = square_crops(self.boxes(images), *images.shape[1:3])[:, 2]
+            runs = [(self.predictor, self.predictor_side, whole[ends >= self.glances])]
+        for stage, (network, side) in enumerate(zip(self.classifiers, self.sides, strict=True)):
+            seen = whole if stage < self.glances else crops
+            runs.append((network, side, seen[ends >= stage]))
+        total = 0.0
+        for network, side, boxes in runs:
+            assert isinstance(network, nn.Module)
+            for box, count in zip(*np.unique(boxes, return_counts=True), strict=True):
+                total += count * rows.frame_cycles(network, side, int(box))
+        return total / len(images)
 
 
 def _integers(network: Network, seen: np.ndarray) -> Graph:
@@ -183,6 +207,9 @@ def measured(
         more |= {"rule": pipeline.rule.to_dict(), "shares": list(by_macs.shares)}
         more |= {"worst MACs": by_macs.worst_cost, "worst cycles": by_cycles.worst_cost}
         more["stage accuracies"] = list(by_macs.stage_accuracies)
+    if pipeline.predictor is not None or any(one != side for one in pipeline.sides):
+        more["frame cycles"] = pipeline.frame_cycles(test.images, logits)
+        more["baseline frame cycles"] = rows.frame_cycles(base, side, side)
     table, network, data, method = key
     return rows.Row(
         table=table,

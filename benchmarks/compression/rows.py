@@ -100,6 +100,11 @@ def costs(model: nn.Module, side: int) -> tuple[float, float, float]:
     )
 
 
+def frame_cycles(model: nn.Module, side: int, box: int) -> float:
+    """Return predicted cycles where the machine resizes a square of a frame to the input."""
+    return cost.predicted_cycles(model, (3, side, side), BOARD, (box, box))
+
+
 def calibration_images(splits: Splits, count: int = 256, seed: int = 0) -> np.ndarray:
     """Return training images to calibrate and to measure relevance with."""
     rng = np.random.default_rng(seed)

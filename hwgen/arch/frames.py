@@ -46,6 +46,11 @@ class FrameProgram:
     pitch_bytes: int
 
 
+def pitch_of(width: int, channels: int) -> int:
+    """Bytes from one row of a frame to the next."""
+    return -(-width * channels // BEAT_BYTES) * BEAT_BYTES
+
+
 def code_table(bundle: Bundle) -> NDArray[np.int8] | None:
     """Return the input code of every byte value, int8 (C, 256); None without mean and std."""
     if bundle.mean is None or bundle.std is None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hwgen.arch.config import AcceleratorConfig
+from hwgen.compress.inputs import preprocess_of
 from hwgen.compress.linear_approximation import approximation_macs, is_approximation
 from hwgen.compress.structure import Layer, Space, Structure, discover
 
@@ -179,19 +180,34 @@ def for_machine(config: AcceleratorConfig) -> Cost:
 
 
 def predicted_cycles(
-    model: nn.Module, input_shape: tuple[int, int, int], board: str | Path = "pynq-z2"
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    board: str | Path = "pynq-z2",
+    box: tuple[int, int] | None = None,
 ) -> float:
     """Return the cycles that one image will take on a board, transfers and start-up included.
 
     The network is quantized (on noise: its values change no cycle), compiled, and its program
     played through by :func:`hwgen.arch.estimate`.
 
+    Parameters
+    ----------
+    model, input_shape
+        A network and its (C, H, W).
+    board
+        Name or TOML file.
+    box
+        Height and width in pixels of a frame, or of a crop of one, which the machine resizes to
+        the network's input on the way in; without it the input lies in memory as codes.
+
     Raises
     ------
     ValueError
-        If the network cannot be compiled for the board.
+        If the network cannot be compiled for the board, or the resampler cannot resize the box.
     """
     from hwgen.arch import MemoryTiming, estimate
+    from hwgen.arch.estimate import estimate_cycles
+    from hwgen.arch.frames import frame_program, pitch_of
     from hwgen.boards import load_board
     from hwgen.compiler import compile
 
@@ -199,9 +215,14 @@ def predicted_cycles(
     noise = torch.randn(4, *input_shape, generator=generator)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        bundle = compile(model, noise[:1], noise, board, observer="minmax")
+        bundle = compile(
+            model, noise[:1], noise, board, observer="minmax", preprocess=preprocess_of(model)
+        )
     timing = MemoryTiming(load_board(board).read_latency_cycles)
-    return float(estimate(bundle, timing).cycles)
+    if box is None:
+        return float(estimate(bundle, timing).cycles)
+    made = frame_program(bundle, *box, pitch_of(box[1], input_shape[0]))
+    return float(estimate_cycles(made.program, bundle.config, timing))
 
 
 def kernel_orders(model: nn.Module, structure: Structure) -> dict[int, np.ndarray]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from hwgen.compress import (
     parameters,
     predict,
     predict_boxes,
+    predicted_cycles,
     resize_all,
     save_boxes,
     train_on_crops,
@@ -43,8 +46,16 @@ from hwgen.compress import (
 from hwgen.compress.cropping import BOX_LOSSES
 from hwgen.compress.training import CUT_WEIGHT, _loss
 from hwgen.ir import evaluate_integer, quantize_input, run_quantized
-from hwgen.models import ForegroundPredictor, any_net_predictor, resnet8, with_box_head
+from hwgen.models import (
+    ForegroundPredictor,
+    any_net_predictor,
+    demo_classifier,
+    resnet8,
+    with_box_head,
+)
 from hwgen.quantize import quantize_model
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def test_iou_by_hand():
@@ -515,6 +526,26 @@ def test_boxes_are_checked_before_a_predictor_is_trained(boxes, validation, mess
         train_predictor(
             ForegroundPredictor(), frames, whole if boxes is None else boxes, validation=given
         )
+
+
+def test_cycles_of_a_crop_are_those_of_the_committed_run_on_the_rtl():
+    """Resizing in the machine is predicted as it was beside the RTL, which takes 1 % more at most.
+
+    Networks and boxes are those of `make bench-frames`.
+    """
+    measured = {
+        (row["network"], row["box"]): row
+        for row in json.loads((RESULTS / "frames.json").read_text(encoding="utf-8"))["rows"]
+    }
+    networks = {"predictor": (ForegroundPredictor(), 32), "classifier": (demo_classifier(), 64)}
+    for role, box in (("predictor", 64), ("classifier", 48), ("classifier", 64)):
+        network, side = networks[role]
+        row = measured[role, f"{box} x {box}"]
+        cycles = predicted_cycles(network.eval(), (3, side, side), box=(box, box))
+        assert cycles == row["estimated_cycles"]
+        assert row["cycles_without"] < cycles <= row["cycles"] <= 1.01 * cycles
+    with pytest.raises(ValueError, match="a box must be at most .* pixels wide"):
+        predicted_cycles(networks["predictor"][0], (3, 32, 32), box=(64, 5000))
 
 
 def test_boxes_of_no_number_and_labels_of_other_images_are_refused():
