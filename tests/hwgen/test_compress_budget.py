@@ -23,6 +23,7 @@ from hwgen.compress import (
     tightest,
     train,
 )
+from tests.support.retraining import mark_of, marking
 
 
 def _data(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,6 +125,25 @@ def test_retraining_comes_before_the_step_is_judged(trained):
     config = BudgetConfig(max_loss=0.05, max_steps=2)
     _, report = compress_to_budget(trained, CALIBRATION, validate, config, fine_tune=retrain)
     assert len(seen) >= len(report.steps) == 2
+
+
+def test_what_is_judged_and_taken_is_the_retrained_network(trained):
+    def judge(model: nn.Module) -> float:
+        whole = model[0].out_channels == model[3].out_channels == 32
+        return 1.0 if whole or mark_of(model) == 7.0 else 0.5
+
+    config = BudgetConfig(methods=("trim",), max_steps=1)
+    model, report = compress_to_budget(trained, CALIBRATION, judge, config, fine_tune=marking())
+    assert len(report.steps) == 1 and mark_of(model) == 7.0
+
+    def ruined(model: nn.Module) -> float:
+        return 0.2 if mark_of(model) == -7.0 else 1.0
+
+    model, report = compress_to_budget(
+        trained, CALIBRATION, ruined, config, fine_tune=marking(-7.0)
+    )
+    assert report.steps == [] and report.rejected
+    assert torch.equal(model[0].weight, trained[0].weight) and mark_of(model) == mark_of(trained)
 
 
 def test_an_interrupted_loop_goes_on_to_the_same_result(trained, tmp_path):

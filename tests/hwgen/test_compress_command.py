@@ -15,16 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 from torch import nn
 
 from hwgen.arch import Bundle
+from hwgen.boards import load_board
 from hwgen.cli import main
 from hwgen.compress import (
+    Augment,
     CompressionConfig,
     TrainConfig,
     accuracy,
     compress_network,
+    for_machine,
     load_compressed,
     macs,
     normalise,
@@ -35,10 +39,18 @@ from hwgen.compress import (
     with_preprocess,
 )
 from hwgen.compress.budget import floor_of
-from hwgen.compress.report import Trial, draw_accuracy, layer_rows, write_report
+from hwgen.compress.pipeline import cost_named
+from hwgen.compress.report import (
+    Trial,
+    draw_accuracy,
+    draw_relevance,
+    layer_rows,
+    write_report,
+)
 from hwgen.datasets import Dataset, Splits, load_npz, load_splits
 from hwgen.demo_training import progress_bars
-from hwgen.quantize import read_calibration
+from hwgen.quantize import quantize_model, read_calibration
+from tests.support.retraining import marking
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 16, 16)
@@ -150,7 +162,10 @@ def test_the_command_compresses_reports_and_hands_on_to_compile(
         assert macs(network, SHAPE) == figures["macs"]
         assert parameters(network, SHAPE) == figures["parameters"]
         assert predicted_cycles(network, SHAPE) == figures["cycles"]
-        assert 0.25 < figures["int8_test"] <= 1
+        fed = torch.from_numpy(read_calibration(out / "calibration.npz").images)
+        integers = quantize_model(network, fed[:1], fed)
+        right = accuracy(integers, splits.test.images, splits.test.labels)
+        assert right == figures["int8_test"] > 0.25
     assert after["validation"] >= report["floor"] == floor_of(before["validation"], 0.05)
     assert after["cycles"] < before["cycles"] and after["macs"] < before["macs"]
     assert sum(layer["macs"] for layer in report["layers"]) == after["macs"]
@@ -352,6 +367,103 @@ def test_a_stopped_stage_counts_all_of_its_seconds(
     _, report = compress_network(trained, splits, tmp_path, config)
     assert report.seconds["steps"] >= waited
     assert not list(tmp_path.rglob("*.s"))
+
+
+def test_the_original_is_the_teacher_unless_told_otherwise(
+    splits: Splits, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[object] = []
+
+    def spy(model: nn.Module, *_: object, teacher: object = None, **__: object) -> object:
+        teachers.append(teacher)
+        return copy.deepcopy(model), None
+
+    monkeypatch.setattr("hwgen.compress.pipeline.train", spy)
+    config = replace(QUICK, methods=("trim",), max_steps=1)
+    compress_network(trained, splits, tmp_path / "with", config)
+    assert teachers and all(isinstance(t, nn.Module) and _same(t, trained) for t in teachers)
+    teachers.clear()
+    compress_network(trained, splits, tmp_path / "without", replace(config, distill=False))
+    assert teachers and not any(teachers)
+
+
+def test_a_last_fine_tuning_that_ruins_is_not_taken(
+    splits: Splits, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruin(model: nn.Module, *_: object, **__: object) -> tuple[nn.Module, None]:
+        tuned = marking()(model)
+        with torch.no_grad():
+            list(tuned.parameters())[-1][0] = 1e6  # the first class, whatever it sees
+        return tuned, None
+
+    monkeypatch.setattr("hwgen.compress.pipeline.train", ruin)
+    config = replace(QUICK, methods=("trim",), max_steps=1, step=TrainConfig(epochs=0))
+    model, report = compress_network(trained, splits, tmp_path, config)
+    last = report.trials[-1]
+    assert last.method == "fine-tune" and not last.taken and last.accuracy == 0.25
+    assert accuracy(model, splits.validation.images, splits.validation.labels) >= report.floor
+
+
+def test_every_option_reaches_the_pipeline(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[CompressionConfig] = []
+
+    def spy(model: nn.Module, splits: Splits, out: Path, config: CompressionConfig, **_: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        seen.append(config)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("hwgen.compress.compress_network", spy)
+    options = (
+        "--budget 3% --cost macs --methods trim,slices --board ulx3s-85f --train 2 --step-epochs "
+        "0.25 --epochs 7 --learning-rate 0.004 --max-steps 5 --rejections 4 --seed 9 --flip "
+        "--shift 2 --no-distill"
+    )
+    assert compress(folder, *options.split()) == 1 and "seen" in capsys.readouterr().err
+    plain, augment = CompressionConfig(), Augment(flip=True, shift=2)
+    assert seen == [
+        CompressionConfig(
+            max_loss=0.03,
+            methods=("trim", "slices"),
+            cost="macs",
+            board="ulx3s-85f",
+            learn=replace(plain.learn, epochs=2, augment=augment),
+            step=replace(plain.step, epochs=1, learning_rate=0.002, augment=augment),
+            step_share=0.25,
+            finish=replace(plain.finish, epochs=7, learning_rate=0.004, augment=augment),
+            distill=False,
+            max_steps=5,
+            rejections=4,
+            seed=9,
+        )
+    ]
+
+
+def test_a_costs_name_is_that_cost(trained: nn.Module) -> None:
+    board = load_board("pynq-z2")
+    wanted = {
+        "macs": macs(trained, SHAPE),
+        "parameters": parameters(trained, SHAPE),
+        "steps": for_machine(board.config)(trained, SHAPE),
+        "cycles": predicted_cycles(trained, SHAPE),
+    }
+    assert len(set(wanted.values())) == 4
+    assert {name: cost_named(name, "pynq-z2")(trained, SHAPE) for name in wanted} == wanted
+
+
+def test_the_histogram_counts_every_channel(
+    trained: nn.Module, splits: Splits, tmp_path: Path
+) -> None:
+    config = replace(QUICK, methods=("trim",), max_steps=1, finish=TrainConfig(epochs=0))
+    _, report = compress_network(trained, splits, tmp_path, config)
+    shown = [row for row in report.layers if row.relevance_before is not None]
+    for axes, row in zip(draw_relevance(report).axes, shown, strict=False):
+        before = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        after = [patch for patch in axes.patches if isinstance(patch, Polygon)]
+        assert sum(bar.get_height() for bar in before) == row.outputs_before == 32
+        heights = after[0].get_xy()[1:-1:2, 1]  # of the steps' outline, one a bin
+        assert heights.sum() == row.outputs
+    assert sum(row.outputs for row in shown) < 64
 
 
 @pytest.mark.parametrize("method", ["trim", "lower", "slices"])

@@ -22,6 +22,7 @@ from hwgen.compress import (
 )
 from hwgen.compress.cost import supports
 from hwgen.models import demo_classifier, lenet, mobilenet_v1, resnet_cifar
+from tests.support.retraining import mark_of, marking
 
 CROP = KernelConfig(weights="centre_crop", retrain="none")
 
@@ -163,6 +164,40 @@ def test_fine_tuning_gets_the_lowered_network():
     model = demo_classifier()
     lowered, _ = lower_kernels(model, _images(), config, fine_tune)
     assert seen == [supports(lowered, "conv1").sum()] == [supports(model, "conv1").sum() // 9]
+
+
+def test_what_fine_tuning_returns_is_the_result():
+    config = KernelConfig(fraction=1.0, layers=("conv1",), retrain="fine_tune")
+    assert mark_of(lower_kernels(demo_classifier(), _images(), config, marking())[0]) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("importance", "statistic", "planted"),
+    [
+        ("relevance", "mean_abs", 0),  # speaks at few pixels, loudly
+        ("relevance", "max", 1),  # whispers everywhere
+        ("energy", "mean_abs", 2),  # has next to nothing outside of its centre
+    ],
+)
+def test_the_least_important_filter_is_lowered(importance, statistic, planted):
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    with torch.no_grad():
+        conv.weight.fill_(0.5)
+        conv.bias.fill_(20.0)
+        conv.bias[0] = -100.0
+        conv.weight[0] = 3.0
+        conv.weight[1], conv.bias[1] = 0.01, 3.0
+        conv.weight[2] *= 1e-3
+        conv.weight[2, :, 1, 1] = 0.5
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    images[:, :3, :3] = 255
+    config = KernelConfig(
+        fraction=0.25, align=1, layers=("0",), retrain="none", weights="centre_crop",
+        importance=importance, statistic=statistic,
+    )  # fmt: skip
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    _, report = lower_kernels(model, images, config)
+    assert report.layers["0"].filters.tolist() == [planted]
 
 
 def test_what_cannot_be_lowered_is_refused_by_name():

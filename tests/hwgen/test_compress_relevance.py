@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torch import nn
 
 from hwgen.compress import RelevanceConfig, discover, load_compressed, normalise, trim_by_relevance
 from hwgen.compress.relevance import measure_relevance, remove_channels
+from hwgen.compress.training import reestimate_bn
 from hwgen.models import demo_classifier, lenet, mobilenet_v1, resnet_cifar
+from tests.support.retraining import mark_of, marking
 
 
 def _images(side: int = 32, count: int = 12) -> np.ndarray:
@@ -182,6 +185,40 @@ def test_fine_tuning_comes_once_at_the_end():
     config = RelevanceConfig(amount=0.5, retrain="fine_tune", rounds=3)
     trimmed, _ = trim_by_relevance(demo_classifier(), _images(), config, fine_tune)
     assert seen == [trimmed.conv1.out_channels]
+
+
+@pytest.mark.parametrize("retrain", ["none", "reestimate_bn", "fine_tune", "iterate"])
+def test_retraining_is_what_its_mode_says(retrain):
+    """Batch norms are left alone or estimated anew; what fine-tuning returned is the result."""
+    model = demo_classifier().eval()
+    config = RelevanceConfig(amount=0.5, retrain=retrain, rounds=2)
+    trimmed, report = trim_by_relevance(model, _images(), config, marking())
+    kept = report.kept["conv1"]
+    untouched = torch.equal(trimmed.bn1.running_mean, model.bn1.running_mean[kept])
+    again = reestimate_bn(trimmed, _images())
+    estimated = torch.equal(trimmed.bn1.running_mean, again.bn1.running_mean)
+    assert (untouched, estimated) == (retrain == "none", retrain != "none")
+    assert (mark_of(trimmed) == 7.0) == (retrain in ("fine_tune", "iterate"))
+
+
+def test_a_residual_groups_relevance_is_the_mean_over_its_places():
+    """The stem's group is seen behind the stem and behind each addition; places that disagree."""
+    torch.manual_seed(0)
+    model = resnet_cifar(8).eval()
+    structure = discover(model, (3, 16, 16))
+    space = structure.space_of("conv1")
+    assert len(space.observed) >= 2
+    whole = measure_relevance(model, structure, _images(16))[space.identifier]
+    places = [
+        measure_relevance(
+            model,
+            replace(structure, spaces={0: replace(space, identifier=0, observed=(place,))}),
+            _images(16),
+        )[0]
+        for place in space.observed
+    ]
+    assert not np.allclose(places[0], places[-1])
+    np.testing.assert_allclose(whole, np.mean(places, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("criterion", "amount"), [("threshold", 0.9), ("global_rank", 0.5)])

@@ -226,6 +226,33 @@ def test_contribution_prefers_the_step_with_the_best_saving_for_its_loss():
     assert first.side == 16 and first.width == 1.0 and sum(first.depths) == 3
 
 
+def test_a_contribution_is_measured_again_at_every_step():
+    """Once a block is gone, the next one costs a hundred times what the first did."""
+
+    def judge(model: nn.Module, side: int) -> float:
+        gone = 4 - _blocks(model)
+        return 0.9 - (0.001 + 0.1 * (gone > 1)) * gone - 0.01 * (16 - side)
+
+    config = ShrinkConfig(target_saving=0.5, dimensions=("depth", "side"), sides=(12, 8))
+    result = shrink(_small(), _images(), judge, config)
+    steps = [(sum(point.depths), point.side) for point in result.path]
+    assert steps[:3] == [(4, 16), (3, 16), (3, 12)]
+
+
+def test_random_search_is_random_and_so_of_its_seed():
+    def points(strategy: str, seed: int) -> list[ShrinkPoint]:
+        config = ShrinkConfig(
+            strategy=strategy, trials=12, align=4, width_step=0.25, width_min=0.5, sides=(12, 8),
+            target_saving=0.5, seed=seed,
+        )  # fmt: skip
+        found = shrink(_small(), _images(), Judge(), config).history
+        return [trial.point for trial in found]
+
+    first = points("random", 0)
+    assert first == points("random", 0) and first != points("random", 1)
+    assert first != points("grid", 0)[: len(first)] and first != points("tpe", 0)
+
+
 def test_contribution_stops_before_it_loses_too_much():
     config = ShrinkConfig(target_saving=None, max_loss=0.065, dimensions=("depth",))
     result = shrink(_small(), _images(), Judge(), config)

@@ -29,6 +29,7 @@ from hwgen.compress.training import Augment, TrainConfig, reestimate_bn, train
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.tile import tile
 from hwgen.quantize import quantize_model
+from tests.support.retraining import mark_of, marking
 
 
 @pytest.fixture
@@ -99,6 +100,31 @@ def test_a_tap_without_effect_goes_first(model, images) -> None:
     gone = np.argwhere(~report.taps["6"])
     assert len(gone) == 1 and gone[0, 2:].tolist() == [0, 4]
     assert before - report.cost_after == 16 * 16
+
+
+def test_a_rectangle_need_not_be_a_square(model, images) -> None:
+    """Slices of which the middle row alone does anything keep that row: 1 x 5."""
+    model = sort_channels(model, images)
+    with torch.no_grad():  # two slices: all outputs, of the first 16 inputs
+        model[6].weight[:, :16, [0, 1, 3, 4]] *= 1e-7
+    before = tap_steps(model, (3, 16, 16))
+    config = SliceConfig(keep=1 - 2 * 20 * 256 / before, shapes="rectangle")
+    _, report = lower_slices(model, images, config)
+    assert report.cost_after == before - 2 * 20 * 256
+    kernel = np.zeros((5, 5), bool)
+    kernel[2] = True
+    sliced = [
+        (name, taps)
+        for name, layer in report.taps.items()
+        for taps in layer.reshape(-1, *layer.shape[2:])
+        if not taps.all()
+    ]
+    assert [name for name, _ in sliced] == ["6", "6"]
+    assert all(np.array_equal(taps, kernel) for _, taps in sliced)
+
+
+def test_what_fine_tuning_returns_is_the_result(model, images) -> None:
+    assert mark_of(lower_slices(model, images, SliceConfig(keep=0.5), fine_tune=marking())[0]) == 7
 
 
 @pytest.mark.parametrize("shapes", ["square", "rectangle", "free"])
