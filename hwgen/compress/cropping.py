@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from hwgen.arch.crop import WEIGHT_ONE, ordered_box, resize, resize_weights, square_crops
 from hwgen.arch.files import replacing
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches
 from hwgen.compress.training import Tick, TrainConfig, TrainReport, predict, reestimate_bn, train
 from hwgen.ir import Graph
@@ -414,11 +416,16 @@ def grad_cam(
         if labels.shape != (len(images),):
             raise ValueError(f"labels must have the shape ({len(images)},), not {labels.shape!r}")
     kept: list[object] = []
-    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, out: kept.append(out))
-    was_training = model.training
+
+    def catch(_: nn.Module, __: object, out: object) -> object:
+        kept.append(out)
+        return out.clone() if isinstance(out, Tensor) else out  # what comes next may work in place
+
+    hook = model.get_submodule(layer).register_forward_hook(catch)
     maps = []
-    try:
-        model.eval()
+    with ExitStack() as stack:
+        stack.callback(hook.remove)
+        stack.enter_context(evaluating(model))
         start = 0
         for x in batches(model, images):
             kept.clear()
@@ -450,9 +457,6 @@ def grad_cam(
             start += len(x)
             if progress is not None:
                 progress("Grad-CAM", start, len(images))
-    finally:
-        hook.remove()
-        model.train(was_training)
     return np.concatenate(maps)
 
 

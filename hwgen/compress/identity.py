@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 
 import numpy as np
 from torch import Tensor, fx, nn
 
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import preprocess_of
 
 
@@ -20,21 +22,16 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 def form(model: nn.Module) -> str:
     """Return what a model computes apart from its tensors, as text.
 
-    That is its modules with their knobs, what it is fed and, if torch.fx can follow it, its graph
-    in eval mode.
+    That is its modules with their knobs, what it is fed, which of its parameters are frozen and, if
+    torch.fx can follow it, its graph in eval mode.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        graph = fx.Tracer().trace(model.eval())
+    steps: list[str] = []
+    with evaluating(model), suppress(Exception):  # one that trips is told by its modules alone
         steps = [
             f"{node.op} {getattr(node.target, '__name__', node.target)} {node.args} {node.kwargs}"
-            for node in graph.nodes
+            for node in fx.Tracer().trace(model).nodes
         ]
-    except Exception:  # whatever tracing trips over, such a model is told by its modules alone
-        steps = []
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    steps += [f"frozen {name}" for name, held in model.named_parameters() if not held.requires_grad]
     return "\n".join([repr(model), repr(preprocess_of(model)), *steps])
 
 

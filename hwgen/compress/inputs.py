@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from hwgen.compress.evaluation import evaluating
 from hwgen.datasets.base import check_images
 from hwgen.ir import Graph
 from hwgen.ir.preprocess import ATTRIBUTE, Preprocess, for_channels, given_preprocess
@@ -66,6 +67,8 @@ def with_preprocess(
         return replace(model, preprocess=given)
     model = copy.deepcopy(model)
     setattr(model, ATTRIBUTE, given)
+    if isinstance(model, fx.GraphModule):  # whose copies keep no other attributes
+        model.meta.setdefault("_user_preserved_attributes", {})[ATTRIBUTE] = given
     return model
 
 
@@ -98,7 +101,27 @@ def normalise(
         torch.tensor(values, device=x.device)[:, None, None]
         for values in for_channels(preprocess, x.shape[1])
     )
-    return ((x / 255.0 - mean) / std).contiguous(memory_format=torch.channels_last)
+    return ((x / 255.0 - mean) / std).contiguous()
+
+
+def layout_of(*networks: nn.Module | Graph | None) -> torch.memory_format:
+    """Return how the inputs of networks are best laid out: channels last, if all can take that.
+
+    CPUs convolve that fastest; but a map that lies so cannot be viewed as a vector, as
+    ``x.view(x.size(0), -1)`` wants it.
+    """
+    held = [network for network in networks if isinstance(network, nn.Module)]
+    return torch.contiguous_format if any(map(_views, held)) else torch.channels_last
+
+
+def _views(module: nn.Module) -> bool:
+    """Tell whether a module calls ``view``; of one that cannot be traced, whether a part does."""
+    with evaluating(module):
+        try:
+            graph = fx.Tracer().trace(module)
+        except Exception:  # whatever tracing trips over
+            return any(map(_views, module.children()))
+    return any(node.op == "call_method" and node.target == "view" for node in graph.nodes)
 
 
 def batches(
@@ -113,9 +136,10 @@ def batches(
     """
     if not len(images):
         raise ValueError("images must be at least 1, not 0")
-    device, preprocess = device_of(network), preprocess_of(network)
+    device, preprocess, layout = device_of(network), preprocess_of(network), layout_of(network)
     for start in range(0, len(images), batch_size):
-        yield normalise(images[start : start + batch_size], device, preprocess)
+        x = normalise(images[start : start + batch_size], device, preprocess)
+        yield x.contiguous(memory_format=layout)
 
 
 def shape_of(images: np.ndarray) -> tuple[int, int, int]:

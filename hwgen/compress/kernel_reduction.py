@@ -155,8 +155,8 @@ def lower_kernels(
     """
     if config.retrain == "fine_tune" and fine_tune is None:
         raise ValueError("fine_tune must be given for retrain='fine_tune'; try 'reestimate_bn'")
-    original = model.eval()
-    model = copy.deepcopy(model)
+    original = copy.deepcopy(model).eval()
+    model = copy.deepcopy(original)
     structure = discover(model, shape_of(images))
     able = lowerable(model, structure, config.ladder)
     names = able if config.layers is None else list(config.layers)
@@ -318,14 +318,16 @@ def refit(
     assert isinstance(module, nn.Conv2d)
     inputs, targets = _record(model, original, name, images, config)
     norm = structure.layers[name].batch_norm
-    constant = module.bias is not None or norm is not None
+    statistics = norm is not None and model.get_submodule(norm).running_mean is not None
+    constant = module.bias is not None or statistics
     weight, bias, errors = fit_kernels(
         module, inputs, targets, filters, keep, config.ridge, constant
     )
     module.weight[filters] = weight.to(module.weight)
     if module.bias is not None:
         module.bias[filters] = bias.to(module.bias)
-    elif norm is not None:
+    elif statistics:
+        assert norm is not None
         # A constant added to the pre-activation is a constant taken off the mean.
         mean = model.get_submodule(norm).running_mean
         assert isinstance(mean, Tensor)
@@ -350,10 +352,10 @@ def _record(
     caught: dict[str, Tensor] = {}
 
     def catch_input(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-        caught["input"] = args[0]
+        caught["input"] = args[0].clone()  # what comes next may work in place
 
     def catch_output(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-        caught["output"] = result
+        caught["output"] = result.clone()
 
     hooks = [
         module.register_forward_hook(catch_input),
@@ -365,10 +367,12 @@ def _record(
         for x in batches(model, images):
             model(x)
             original(x)
-            patches = _patches(module, caught["input"])  # (n, channels, positions, pixels)
-            drawn = torch.randperm(patches.shape[3], generator=generator)[:per_image]
-            columns.append(patches[..., drawn].permute(0, 3, 1, 2).flatten(0, 1))
-            outputs.append(caught["output"].flatten(2)[..., drawn].permute(0, 2, 1).flatten(0, 1))
+            pixels = caught["output"].flatten(2)
+            drawn = torch.randperm(pixels.shape[2], generator=generator)[:per_image]
+            for part in caught["input"].split(8):  # all patches of a batch may be gigabytes
+                patches = _patches(module, part)  # (n, channels, positions, pixels)
+                columns.append(patches[..., drawn].permute(0, 3, 1, 2).flatten(0, 1))
+            outputs.append(pixels[..., drawn].permute(0, 2, 1).flatten(0, 1))
     finally:
         for hook in hooks:
             hook.remove()

@@ -350,7 +350,6 @@ class _Run:
         room = Path(__file__).parent
         start: list[object] = [self.config.seed, device_of(self.model).type, self.model]
         start += [self.splits.train.images, self.splits.train.labels]
-        start += [name for name, p in self.model.named_parameters() if not p.requires_grad]
         code = [room / name for name in ("inputs.py", "training.py")]
         learning = digest(*start, self.config.learn, *(path.read_bytes() for path in code))
         rest: list[object] = [self.config, self.board]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.structure import Space, Structure, discover, sync_sizes
@@ -136,15 +137,10 @@ def measure_relevance(
                 tally[n.name].add(result)
             return result
 
-    was_training = model.training
-    model.eval()
     watch = Watch(structure.graph)
-    try:
-        with torch.no_grad():
-            for x in batches(model, images):
-                watch.run(x)
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        for x in batches(model, images):
+            watch.run(x)
     scores: dict[int, np.ndarray] = {}
     for space in structure.spaces.values():
         if not space.observed:
@@ -306,6 +302,9 @@ def trim_by_relevance(
         structure = discover(model, input_shape)
         scores = measure_relevance(model, structure, images, config.statistic, config.normalise)
         spaces = trimmable(structure, scores)
+        if number > 1:
+            # A depthwise convolution of one channel left is a convolution, of a space of its own.
+            spaces = [space for space in spaces if space.producers[0] in first]
         if number == 1:
             before = sum(space.channels for space in spaces)
             first = {space.producers[0]: scores[space.identifier] for space in spaces}
@@ -349,10 +348,12 @@ def _choose(
             count = share * sizes[space.producers[0]]
             kept[space.identifier] = keep_most(scores[space.identifier], count, align, minimum)
         return kept
-    everything = np.sort(np.concatenate([scores[space.identifier] for space in spaces]))[::-1]
+    everything = np.concatenate([scores[space.identifier] for space in spaces])
+    owner = np.repeat(np.arange(len(spaces)), [space.channels for space in spaces])
     total = int(np.ceil(share * sum(sizes.values()) - 1e-9))
-    limit = everything[min(total, len(everything)) - 1]
-    for space in spaces:
-        value = scores[space.identifier]
-        kept[space.identifier] = keep_most(value, float((value >= limit).sum()), align, minimum)
+    # Of equals, such as channels that are all silent, no more are kept than there is room for.
+    best = owner[np.argsort(-everything, kind="stable")[:total]]
+    for place, space in enumerate(spaces):
+        count = float((best == place).sum())
+        kept[space.identifier] = keep_most(scores[space.identifier], count, align, minimum)
     return kept

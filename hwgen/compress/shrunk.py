@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hwgen.compress.cropping import resize_all
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import device_of
 from hwgen.compress.relevance import (
     Statistic,
@@ -77,17 +78,14 @@ def droppable_blocks(
 @torch.no_grad()
 def try_side(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
     """Run zeros of this shape, or say which side the model refuses."""
-    was_training = model.training
-    model.eval()
     try:
-        model(torch.zeros(1, *input_shape, device=device_of(model)))
+        with evaluating(model):
+            model(torch.zeros(1, *input_shape, device=device_of(model)))
     except RuntimeError as error:
         raise ValueError(
             f"the model must accept inputs of shape {input_shape!r}: {error}; try other sides, or "
             "dimensions without 'side' for a network that flattens before it pools"
         ) from error
-    finally:
-        model.train(was_training)
 
 
 @dataclass(frozen=True)

@@ -265,9 +265,11 @@ def tap_importance(
     for start, x in enumerate(batches(model, images, config.batch_size)):
         model.zero_grad(set_to_none=True)
         first = start * config.batch_size
-        functional.cross_entropy(model(x), target[first : first + len(x)]).backward()
+        with torch.enable_grad():
+            functional.cross_entropy(model(x), target[first : first + len(x)]).backward()
         for name, weight in weights.items():
-            assert weight.grad is not None
+            if weight.grad is None:  # what it computes is not in the logits
+                continue
             taken = _blocks(forms[name].spread(weight.detach() * weight.grad), config)
             totals[name] += taken.sum(dim=4).square().cpu()
         count += 1
@@ -325,10 +327,11 @@ def _lower_once(
         return trial
 
     if cost(lowered(len(moves)), shape) > target:
+        free = "" if config.shapes == "free" else "shapes='free' or "
         least = math.ceil(1000 * cost(lowered(len(moves)), shape) / whole) / 1000
         raise UnreachableCost(
             f"keep must be at least {least:.3f} for kernels of the shapes {config.shapes!r}, "
-            f"not {config.keep!r}; try shapes='free' or trimming channels first"
+            f"not {config.keep!r}; try {free}trimming channels first"
         )
     low, high = 0, len(moves)
     while low < high:

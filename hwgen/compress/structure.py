@@ -9,6 +9,7 @@ layers that read them. Spaces are found by torch.fx and union-find, never by nam
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.identity import tensors
 from hwgen.compress.inputs import device_of
 from hwgen.compress.training import MASK
@@ -29,6 +31,7 @@ class UnsupportedStructure(ValueError):
     """The network holds operations whose channels cannot be followed; the message lists all."""
 
 
+_OWNERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 _ACTIVATION_MODULES = (nn.ReLU, nn.ReLU6)
 _TRANSPARENT_MODULES = (
     nn.MaxPool2d,
@@ -39,12 +42,11 @@ _TRANSPARENT_MODULES = (
     nn.Identity,
 )
 _ACTIVATIONS: tuple[Any, ...] = (functional.relu, functional.relu6, torch.relu, "relu", "relu_")
+_POOLS: tuple[Any, ...] = (functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d)
 _TRANSPARENT: tuple[Any, ...] = (
-    functional.max_pool2d,
-    functional.avg_pool2d,
+    *_POOLS,
     functional.adaptive_avg_pool2d,
     functional.dropout,
-    torch.max_pool2d,
     "contiguous",
 )
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -158,9 +160,19 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
             raise UnsupportedStructure(
                 f"weights must be a layer's own, but {name!r} is {first!r}; try a copy of them"
             )
-    was_training = model.training
-    model.eval()
-    try:
+    for name, module in model.named_modules():
+        if isinstance(module, _OWNERS) and "weight" not in module._parameters:
+            raise UnsupportedStructure(
+                f"weights must be a layer's own parameters, but that of {name!r} is computed each "
+                "time; try torch.nn.utils.parametrize.remove_parametrizations, "
+                "torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove first"
+            )
+    types = {weight.dtype for weight in model.parameters()}
+    if types - {torch.float32}:
+        raise UnsupportedStructure(
+            f"weights must be float32, not {', '.join(sorted(map(str, types)))}; try model.float()"
+        )
+    with evaluating(model):
         try:
             traced = fx.symbolic_trace(model)
         except Exception as error:
@@ -168,18 +180,19 @@ def discover(model: nn.Module, input_shape: tuple[int, int, int]) -> Structure:
                 f"the model must be traceable by torch.fx: {error}; try removing control flow "
                 "that depends on the data"
             ) from error
-        # ShapeProp wants the parameters' type and leaves the model as it is.
         with torch.no_grad():
             ShapeProp(traced).propagate(torch.zeros(2, *input_shape, device=device_of(model)))
         return _Walk(model, traced).run()
-    finally:
-        model.train(was_training)
 
 
 def _aliases(model: nn.Module, parameter: str) -> set[str]:
     """Return all paths of the module that holds a parameter."""
-    holder = model.get_submodule(parameter.rpartition(".")[0])
-    return {n for n, module in model.named_modules(remove_duplicate=False) if module is holder}
+    return _paths(model, model.get_submodule(parameter.rpartition(".")[0]))
+
+
+def _paths(model: nn.Module, held: nn.Module) -> set[str]:
+    """Return all paths of a module of the model."""
+    return {n for n, module in model.named_modules(remove_duplicate=False) if module is held}
 
 
 class _Walk:
@@ -223,6 +236,10 @@ class _Walk:
 
     def _visit(self, node: fx.Node) -> None:
         """Give the node's output a space, or note a problem."""
+        if node.op == "placeholder" and "tensor_meta" not in node.meta:
+            if node.users:
+                self._problem(node, "the network must take one input")
+            return
         if node.op == "placeholder":
             self._set(node, self._new(_shape(node)[1]))
             self.frozen.add(self.space[node])
@@ -292,9 +309,13 @@ class _Walk:
         self._set(node, self.space[source], self.repeat[source])
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         before, after = _shape(source), _shape(node)
+        size: Any = None
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             size = module.kernel_size
-            window = size * size if isinstance(size, int) else size[0] * size[1]
+        elif node.target in _POOLS:
+            size = node.kwargs["kernel_size"] if len(node.args) < 2 else node.args[1]
+        if size is not None:
+            window = size * size if isinstance(size, int) else math.prod(size)
         elif len(before) == 4 and before != after:
             window = -(-before[2] * before[3] // _pixels(after))
         else:
@@ -325,10 +346,14 @@ class _Walk:
         self._set(node, self.space[sources[0]], self.repeat[sources[0]] * _pixels(before))
 
     def _add(self, node: fx.Node, sources: list[fx.Node]) -> None:
-        if len(sources) != len([a for a in node.args if isinstance(a, fx.Node)]) or any(
-            _shape(source) != _shape(node) for source in sources
+        terms = {a for a in (*node.args, *node.kwargs.values()) if isinstance(a, fx.Node)}
+        if len(sources) != len(terms) or any(
+            _shape(source) != _shape(node) or self.repeat[source] != self.repeat[sources[0]]
+            for source in sources
         ):
             self._problem(node, "an addition must be of two maps of the same shape")
+            self._set(node, self._new(_shape(node)[1]))
+            return
         roots = [self._find(self.space[source]) for source in sources]
         for other in roots[1:]:
             self.parent[other] = roots[0]
@@ -435,7 +460,7 @@ def load_compressed(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         If the keys are not those of this model, or a tensor is larger than the model's.
     """
     model = drop_blocks(model, _blocks_without(model, state))
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for key, value in state.items():
         path, _, attribute = key.rpartition(".")
         module = modules.get(path)
@@ -505,7 +530,8 @@ def drop_blocks(model: nn.Module, names: Iterable[str]) -> nn.Module:
                 f"names must be of residual blocks with an identity shortcut, not {name!r}; "
                 f"this model has {', '.join(identity_blocks(model)) or 'none'}"
             )
-        model.set_submodule(name, nn.Identity())
+        for path in _paths(model, modules[name]):
+            model.set_submodule(path, nn.Identity())
     return model
 
 

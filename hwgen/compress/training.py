@@ -17,8 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.arch.files import replacing
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.identity import digest, form, tensors
-from hwgen.compress.inputs import MEAN, Preprocess, batches, device_of, normalise, preprocess_of
+from hwgen.compress.inputs import (
+    MEAN,
+    Preprocess,
+    batches,
+    device_of,
+    layout_of,
+    normalise,
+    preprocess_of,
+)
 from hwgen.compress.knobs import check_choice
 from hwgen.ir import Graph, run_quantized
 from hwgen.ir.preprocess import for_channels
@@ -314,7 +323,8 @@ def train(
     report = TrainReport()
     device, preprocess = device_of(model), preprocess_of(model)
     half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    model = _with_format(copy.deepcopy(model), torch.channels_last)
+    layout = layout_of(model, teacher)
+    model = _with_format(copy.deepcopy(model), layout)
     optimizer = _optimizer(model, config)
     first_epoch = 0
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -357,6 +367,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = _rate(config, epoch * steps + step, config.epochs * steps)
             x, y_true = _batch(config, images[index], targets[index], rng, device, preprocess)
+            x = x.contiguous(memory_format=layout)
             with half:
                 y = model(x)
             if step == 0:
@@ -611,17 +622,13 @@ def predict(network: nn.Module | Graph, images: np.ndarray) -> np.ndarray:
     """
     if isinstance(network, Graph):
         return np.concatenate([run_quantized(network, x.numpy()) for x in batches(network, images)])
-    model, was_training = network, network.training
-    model.eval()
     outputs = []
-    try:
-        for x in batches(model, images):
-            y = model(x)
+    with evaluating(network):
+        for x in batches(network, images):
+            y = network(x)
             if not isinstance(y, Tensor):
                 raise ValueError(f"the model must return one tensor, not {type(y).__name__}")
             outputs.append(y.cpu().numpy())
-    finally:
-        model.train(was_training)
     return np.concatenate(outputs)
 
 
@@ -672,7 +679,6 @@ def reestimate_bn(model: nn.Module, images: np.ndarray) -> nn.Module:
     moments = {norm: _Moments() for norm in norms}
     hooks = [norm.register_forward_pre_hook(moments[norm]) for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
         norm.train()
     # Of even sizes: a last batch of one image may have one value a channel, which has no variance.
     for x in batches(model, images, -(-len(images) // max(1, -(-len(images) // 250)))):
