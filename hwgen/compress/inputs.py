@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import CodeType, FunctionType
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hwgen.compress.evaluation import evaluating
 from hwgen.datasets.base import check_images
 from hwgen.ir import Graph
 from hwgen.ir.preprocess import ATTRIBUTE, Preprocess, for_channels, given_preprocess
@@ -110,18 +110,23 @@ def layout_of(*networks: nn.Module | Graph | None) -> torch.memory_format:
     CPUs convolve that fastest; but a map that lies so cannot be viewed as a vector, as
     ``x.view(x.size(0), -1)`` wants it.
     """
-    held = [network for network in networks if isinstance(network, nn.Module)]
-    return torch.contiguous_format if any(map(_views, held)) else torch.channels_last
+    parts = [p for network in networks if isinstance(network, nn.Module) for p in network.modules()]
+    viewed = any(_views(part.forward, set()) for part in parts)
+    return torch.contiguous_format if viewed else torch.channels_last
 
 
-def _views(module: nn.Module) -> bool:
-    """Tell whether a module calls ``view``; of one that cannot be traced, whether a part does."""
-    with evaluating(module):
-        try:
-            graph = fx.Tracer().trace(module)
-        except Exception:  # whatever tracing trips over
-            return any(map(_views, module.children()))
-    return any(node.op == "call_method" and node.target == "view" for node in graph.nodes)
+def _views(function: Callable[..., object], seen: set[CodeType]) -> bool:
+    """Tell whether a function, or a global one that it names, has the word ``view`` in its code.
+
+    It is read, not run or traced: a forward pass may keep what it sees.
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or code in seen:
+        return False
+    seen.add(code)
+    held = getattr(function, "__globals__", {})
+    called = (held[name] for name in code.co_names if isinstance(held.get(name), FunctionType))
+    return "view" in code.co_names or any(_views(other, seen) for other in called)
 
 
 def batches(

@@ -163,10 +163,12 @@ def test_a_module_that_runs_twice_gives_its_last_map():
     assert np.array_equal(maps, grad_cam(apart, images)) and maps.max() > 0
     assert np.array_equal(maps, grad_cam(apart, images, layer="last"))
     assert not np.array_equal(maps, grad_cam(apart, images, layer="relu"))
-    # An activation in place has overwritten what the convolution gave.
+    # What the convolution gave is looked at, whether or not an activation then works in place.
     inplace = TwoConvolutions(True, inplace=True)
     inplace.load_state_dict(twice.state_dict())
-    assert np.array_equal(maps, grad_cam(inplace, images, layer="second"))
+    before = grad_cam(twice, images, layer="second")
+    assert np.array_equal(before, grad_cam(inplace, images, layer="second"))
+    assert not np.array_equal(maps, before)
     assert twice.training and all(parameter.grad is None for parameter in twice.parameters())
 
 

@@ -39,6 +39,7 @@ from hwgen.compress import (
     with_preprocess,
 )
 from hwgen.compress.identity import digest
+from hwgen.compress.inputs import layout_of
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
@@ -92,10 +93,14 @@ def test_slices_and_grad_cam_of_what_works_in_place() -> None:
     assert maps[0].std() > 0 and np.array_equal(maps[0], maps[1])
 
 
+def _vector(x: Tensor) -> Tensor:
+    return x.view(x.size(0), -1)
+
+
 class Viewing(nn.Module):
     """The tutorials' way into a linear layer, of a map of 8 x 8."""
 
-    def __init__(self, view: bool = True) -> None:
+    def __init__(self, view: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.view = view
@@ -104,6 +109,21 @@ class Viewing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = functional.max_pool2d(functional.relu(self.norm(self.conv(x))), 2)
         return self.fc(x.view(x.size(0), -1) if self.view else x.flatten(1))
+
+
+class ViewingElsewhere(Viewing):
+    """The same by a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.norm(self.conv(x))), 2)
+        return self.fc(_vector(x))
+
+
+def test_how_inputs_are_laid_out() -> None:
+    assert layout_of(_normed(), None) == torch.channels_last
+    for model in (Viewing(True), ViewingElsewhere(True), fx.symbolic_trace(Viewing(True))):
+        assert layout_of(_normed(), nn.Sequential(model)) == torch.contiguous_format
+        assert predict(model.eval(), IMAGES).shape == (40, 4)
 
 
 def test_a_map_that_is_viewed_as_a_vector_goes_through_every_method() -> None:
