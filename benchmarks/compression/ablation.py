@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks room: every method on and off, one at a time, on one network.
 
-ResNet-8 on the bundled frames, all rows at the same cycles: what a method is worth is the accuracy
-that it keeps. "only X" reaches the target by X alone; "without X" by all the others; "with X" adds
-what "all methods" does not have: compound shrinking takes the first half of the way, cropping has a
-predictor whose cost is counted (the teacher sees the whole frame), and a cascade asks the
-uncompressed network about images that the compressed one is not sure of. Every row has the same
-epochs of fine-tuning; the quantization-aware one has two more, on integers.
+ResNet-8 on the bundled frames, all rows for the same share of steps, as far as a method can go:
+what it is worth is the accuracy that it keeps. "only X" reaches the target by X alone; "without X"
+by all the others; "with X" adds what "all methods" does not have: compound shrinking takes the
+first half of the way, cropping has a predictor whose cost is counted (the teacher sees the whole
+frame), and a cascade asks the uncompressed network about images that the compressed one is not sure
+of. Every row has the same epochs of fine-tuning; the quantization-aware one has two more, on
+integers.
 """
 
 from __future__ import annotations

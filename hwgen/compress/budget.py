@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import nn
@@ -42,7 +42,6 @@ from hwgen.compress.structure import Structure, discover, load_compressed
 from hwgen.compress.training import Tick, load_saved, reestimate_bn, retrained, save_atomically
 
 Method = Literal["trim", "lower", "approximate"]
-_METHODS = ("trim", "lower", "approximate")
 Validate = Callable[[nn.Module], float]
 """From a model to its accuracy in [0, 1] on validation data."""
 
@@ -90,8 +89,8 @@ class BudgetConfig:
             raise ValueError(
                 f"max_loss must be in [0, 1), not {self.max_loss!r}; try 0.01 for one point"
             )
-        if not self.methods or set(self.methods) - set(_METHODS):
-            raise ValueError(f"methods must be of {_METHODS!r}, not {self.methods!r}")
+        if not self.methods or set(self.methods) - set(get_args(Method)):
+            raise ValueError(f"methods must be of {get_args(Method)!r}, not {self.methods!r}")
         check_choice("statistic", self.statistic, Statistic)
         check_counts(units=self.units, align=self.align, rejections=self.rejections)
         if self.max_steps < 0:
@@ -336,7 +335,7 @@ class _Loop:
         return None if trial is None else reestimate_bn(trial, self.images)
 
     def _kernels(self) -> KernelConfig:
-        return KernelConfig(**{**asdict(self.config.kernels), "align": self.config.align})
+        return replace(self.config.kernels, align=self.config.align)
 
     def _approximate(self, structure: Structure, target: str, units: int) -> nn.Module | None:
         space, align = structure.space_of(target), self.config.align

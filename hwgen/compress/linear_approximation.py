@@ -428,9 +428,8 @@ def _record(
 
     model.eval()
     watch = Watch(structure.graph)
-    weight = next(model.parameters())
     for x in batches(model, images):
-        watch.run(x.to(weight.dtype))
+        watch.run(x)
     return moments
 
 

@@ -16,7 +16,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import optuna
@@ -38,8 +38,6 @@ Evaluate = Callable[[nn.Module, int], float]
 FineTuneAt = Callable[[nn.Module, int], nn.Module]
 """From a model and the side of its input in pixels to a retrained copy."""
 
-_DIMENSIONS = ("depth", "width", "side")
-_STRATEGIES = ("contribution", "grid", "random", "tpe")
 _DRAWS = 50  # trials of a study for each point that it may measure: repeats and points too dear
 
 
@@ -96,10 +94,11 @@ class ShrinkConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not self.dimensions or set(self.dimensions) - set(_DIMENSIONS):
-            raise ValueError(f"dimensions must be of {_DIMENSIONS!r}, not {self.dimensions!r}")
-        if self.strategy not in _STRATEGIES:
-            raise ValueError(f"strategy must be one of {_STRATEGIES!r}, not {self.strategy!r}")
+        if not self.dimensions or set(self.dimensions) - set(get_args(Dimension)):
+            raise ValueError(
+                f"dimensions must be of {get_args(Dimension)!r}, not {self.dimensions!r}"
+            )
+        check_choice("strategy", self.strategy, Strategy)
         if self.target_saving is not None and not 0.0 < self.target_saving < 1.0:
             raise ValueError(
                 f"target_saving must be in (0, 1) or None, not {self.target_saving!r}; try 0.5"

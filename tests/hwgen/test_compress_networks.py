@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hwgen.boards import load_board
 from hwgen.compress import (
+    ApproximationConfig,
     BudgetConfig,
     KernelConfig,
     RelevanceConfig,
@@ -21,6 +22,7 @@ from hwgen.compress import (
     TrainConfig,
     UnsupportedStructure,
     accuracy,
+    approximate_maps,
     compress_to_budget,
     discover,
     for_machine,
@@ -170,6 +172,10 @@ def _normed() -> nn.Sequential:
         lambda m: lower_kernels(m, IMAGES, KernelConfig()),
         lambda m: lower_slices(m, IMAGES, SliceConfig(keep=0.8)),
         lambda m: trim_by_relevance(m, IMAGES, RelevanceConfig()),
+        lambda m: approximate_maps(m, IMAGES, ApproximationConfig(fraction=0.5)),
+        lambda m: reestimate_bn(m, IMAGES),
+        lambda m: train(m, lambda _: (IMAGES, LABELS), TrainConfig(epochs=1)),
+        lambda m: compress_to_budget(m, IMAGES, lambda _: 1.0, BudgetConfig(max_steps=1)),
         lambda m: accuracy(m, IMAGES, LABELS),
         lambda m: macs(m, SHAPE),
         lambda m: grad_cam(m, IMAGES, layer="0"),

@@ -492,7 +492,7 @@ def test_a_study_of_another_search_is_refused(tmp_path):
     ("knobs", "message"),
     [
         ({"dimensions": ("height",)}, "dimensions must be of"),
-        ({"strategy": "anneal"}, "strategy must be one of"),
+        ({"strategy": "anneal"}, "strategy must be contribution, grid, random or tpe"),
         ({"target_saving": 1.0}, r"target_saving must be in \(0, 1\)"),
         ({"target_saving": None}, "target_saving or max_loss must be given"),
         ({"max_loss": -0.1}, "max_loss must be at least 0"),
