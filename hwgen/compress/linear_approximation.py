@@ -428,8 +428,9 @@ def _record(
 
     model.eval()
     watch = Watch(structure.graph)
+    weight = next(model.parameters())
     for x in batches(model, images):
-        watch.run(x)
+        watch.run(x.to(weight.dtype))
     return moments
 
 
