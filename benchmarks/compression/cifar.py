@@ -62,6 +62,9 @@ class Recipe:
         Whether DepGraph is run with one ratio for all layers too.
     milder
         Share of the cost that a second, milder run leaves.
+    narrow
+        Share of the cost that compound shrinking leaves in a run that cuts mostly width, and slices
+        only for the rest.
     """
 
     network: str
@@ -75,19 +78,21 @@ class Recipe:
     cascade: tuple[str, float] | None = None
     uniform: bool = False
     milder: float | None = None
+    narrow: float | None = None
 
 
 RECIPES = (
     Recipe("ResNet-20", 0.62, "cycles", 10, milder=0.7),
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
-    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True),
+    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True, narrow=0.42),
 )
 CASCADES = ("cascade", "all methods + cascade")
 UNIFORM = "DepGraph, uniform, at equal MACs"
-MILDER = "all methods, milder"
+MILDER, NARROW = "all methods, milder", "all methods, mostly width"
 METHODS = (
     "all methods",
     MILDER,
+    NARROW,
     "DepGraph at equal MACs",
     UNIFORM,
     "DepGraph at equal cycles",
@@ -101,6 +106,7 @@ def methods(recipe: Recipe) -> tuple[str, ...]:
         *(() if recipe.cascade is not None else CASCADES),
         *(() if recipe.uniform else (UNIFORM,)),
         *(() if recipe.milder is not None else (MILDER,)),
+        *(() if recipe.narrow is not None else (NARROW,)),
     }
     return tuple(method for method in METHODS if method not in without)
 
@@ -190,9 +196,12 @@ def _compressed(
         spent += epochs
         return result
 
-    if method in ("all methods", MILDER):
+    if method in ("all methods", MILDER, NARROW):
         keep = recipe.milder if method == MILDER else recipe.keep
-        assert keep is not None
+        shrunk, study = recipe.shrunk, f"{recipe.network}-{seed}.db"
+        if method == NARROW:
+            shrunk, study = recipe.narrow, f"{recipe.network}-narrow-{seed}.db"
+        assert keep is not None and shrunk is not None
         model, chosen = base, steps if recipe.by == "cycles" else cost.macs
         if recipe.shrink:
             some = splits.validation.images[:1000], splits.validation.labels[:1000]
@@ -200,9 +209,9 @@ def _compressed(
                 base,
                 images[:500],
                 lambda trial, _: accuracy(trial, *some),
-                ShrinkConfig(dimensions=recipe.shrink, target_saving=1 - recipe.shrunk),
+                ShrinkConfig(dimensions=recipe.shrink, target_saving=1 - shrunk),
                 cost=chosen,
-                storage=str(folder / f"{recipe.network}-{seed}.db"),
+                storage=str(folder / study),
             )
             model = tuned(smaller.model, 2)
         count = iter(range(1, recipe.rounds + 1))
