@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,6 +193,7 @@ def _cifar(found: list[Row]) -> list[str]:
         "![Accuracy lost against cycles](../images/compression-cifar.png)",
         _rows(found, cifar.METHODS, _pair),
         *_beside_ours(found),
+        *_means(found),
         *_notes(found),
     ]
 
@@ -213,6 +214,22 @@ def _beside_ours(found: list[Row]) -> list[str]:
             )
     said = f"DepGraph at equal cycles, by the compiler's estimate: {'; '.join(lines)}."
     return [said] if lines else []
+
+
+def _means(found: list[Row]) -> list[str]:
+    """Say what several seeds from one baseline come to on the mean: rows show their noise."""
+    groups: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for row in found:
+        methods = groups.setdefault((row.network, row.baseline_accuracy), {})
+        methods.setdefault(row.method, []).append(row.accuracy)
+    return [
+        f"{network}, means of {len(next(iter(several.values())))} seeds from the baseline of "
+        f"{baseline:.2%}: "
+        + "; ".join(f"{method} {mean(values):.2%}" for method, values in several.items())
+        + "."
+        for (network, baseline), methods in groups.items()
+        if (several := {name: values for name, values in methods.items() if len(values) > 1})
+    ]
 
 
 def _notes(found: list[Row]) -> list[str]:
