@@ -79,12 +79,11 @@ def _emit_hls4ml(arguments: argparse.Namespace) -> Report:
         f"{found.bram36:g} BRAM36, {found.lut:,} LUT and {found.ff:,} FF with the FIFOs"
     )
     with errors().status("g++ compiles hls4ml's model"):
-        project.compile(images)
+        project.compile(images, calibration.labels)
         codes = project.verify(images)
     print(f"{len(images)} images, {codes:,} codes equal to the quantized graph's")
     if project.backend == "VivadoAccelerator":
-        bundle = project.save_bundle(labels=calibration.labels)
-        print(f"{bundle}: for host.Hls4mlAccelerator on the board")
+        print(f"{project.folder / 'bundle.json'}: for host.Hls4mlAccelerator on the board")
     return {
         "project": str(project.folder),
         "images": len(images),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwgen.compress.cost import channel_units, supports
+from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
 from hwgen.compress.relevance import FineTune, OneRetrain, Statistic, measure_relevance
@@ -193,7 +194,8 @@ def lower_filters(
     Batch norm statistics are left to the caller.
     """
     trial = copy.deepcopy(model).eval()
-    return trial, _lower(trial, model.eval(), structure, name, filters, images, config)
+    with evaluating(model):
+        return trial, _lower(trial, model, structure, name, filters, images, config)
 
 
 def lowerable(

@@ -409,7 +409,7 @@ def test_every_option_reaches_the_pipeline(
 ) -> None:
     seen: list[CompressionConfig] = []
 
-    def spy(model: nn.Module, splits: Splits, out: Path, config: CompressionConfig, **_: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def spy(_: nn.Module, __: Splits, ___: Path, config: CompressionConfig, **____: object) -> None:
         seen.append(config)
         raise ValueError("seen")
 

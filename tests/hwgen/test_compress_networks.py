@@ -42,6 +42,7 @@ from hwgen.compress import (
 )
 from hwgen.compress.identity import digest
 from hwgen.compress.inputs import layout_of
+from hwgen.compress.kernel_reduction import lower_filters
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
@@ -171,6 +172,7 @@ def _normed() -> nn.Sequential:
     [
         lambda m: lower_kernels(m, IMAGES, KernelConfig()),
         lambda m: lower_slices(m, IMAGES, SliceConfig(keep=0.8)),
+        lambda m: lower_filters(m, discover(m, SHAPE), "0", np.arange(16), IMAGES, KernelConfig()),
         lambda m: trim_by_relevance(m, IMAGES, RelevanceConfig()),
         lambda m: approximate_maps(m, IMAGES, ApproximationConfig(fraction=0.5)),
         lambda m: reestimate_bn(m, IMAGES),

@@ -8,8 +8,10 @@ import copy
 import torch
 from torch import nn
 
+from hwgen.compress.relevance import FineTune
 
-def marking(value: float = 7.0):  # noqa: ANN201
+
+def marking(value: float = 7.0) -> FineTune:
     """Return a ``fine_tune`` that sets the last parameter of a copy."""
 
     def fine_tune(model: nn.Module) -> nn.Module:

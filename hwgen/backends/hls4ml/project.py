@@ -65,11 +65,11 @@ class HlsProject:
     estimate: HlsEstimate
     model: Any
 
-    def write(self, vectors: ArrayLike | None = None) -> None:
+    def write(self, vectors: ArrayLike | None = None, labels: Sequence[str] | None = None) -> None:
         """Write the project: C++, weights, Tcl; for VivadoAccelerator also the board's bundle.
 
         `vectors`, images as `predict` takes them, become the input of the test bench that the
-        vendor's tool runs, with the integer graph's results beside them.
+        vendor's tool runs, with the integer graph's results beside them. `labels` are the bundle's.
         """
         if vectors is not None:
             codes = self._codes(vectors)
@@ -86,7 +86,7 @@ class HlsProject:
         with _quiet():
             self.model.write()
         if self.backend == "VivadoAccelerator":
-            self.save_bundle()
+            self.save_bundle(labels=labels)
 
     def save_bundle(
         self,
@@ -151,15 +151,17 @@ class HlsProject:
         )
         return bundle.save(self.folder / BUNDLE if file is None else file)
 
-    def compile(self, vectors: ArrayLike | None = None) -> None:
-        """Write the project and compile its C++ model with g++.
+    def compile(
+        self, vectors: ArrayLike | None = None, labels: Sequence[str] | None = None
+    ) -> None:
+        """Write the project, as `write` does, and compile its C++ model with g++.
 
         Raises
         ------
         HlsError
             With the compiler's output, when g++ fails or is missing.
         """
-        self.write(vectors)
+        self.write(vectors, labels)
         with _quiet() as said:
             try:
                 self.model.compile()  # which writes once more
