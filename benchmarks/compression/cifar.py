@@ -60,11 +60,6 @@ class Recipe:
         have been trained on cannot tell it.
     uniform
         Whether DepGraph is run with one ratio for all layers too.
-    milder
-        Share of the cost that a second, milder run leaves.
-    narrow
-        Share of the cost that compound shrinking leaves in a run that cuts mostly width, and slices
-        only for the rest.
     """
 
     network: str
@@ -77,22 +72,25 @@ class Recipe:
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
     uniform: bool = False
-    milder: float | None = None
-    narrow: float | None = None
 
 
+RESNET_20 = Recipe("ResNet-20", 0.62, "cycles", 10)
+VGG_16 = Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True)
 RECIPES = (
-    Recipe("ResNet-20", 0.62, "cycles", 10, milder=0.7),
+    RESNET_20,
     Recipe("ResNet-56", 0.37, "cycles", 10, ("depth",), 0.55, cascade=("ResNet-20", 0.5)),
-    Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True, narrow=0.42),
+    VGG_16,
 )
+VARIANTS = {
+    "all methods, milder": replace(RESNET_20, keep=0.7),
+    "all methods, mostly width": replace(VGG_16, shrunk=0.42),
+}
+"""Other ways with a network: rows beside its "all methods"."""
 CASCADES = ("cascade", "all methods + cascade")
 UNIFORM = "DepGraph, uniform, at equal MACs"
-MILDER, NARROW = "all methods, milder", "all methods, mostly width"
 METHODS = (
     "all methods",
-    MILDER,
-    NARROW,
+    *VARIANTS,
     "DepGraph at equal MACs",
     UNIFORM,
     "DepGraph at equal cycles",
@@ -105,8 +103,7 @@ def methods(recipe: Recipe) -> tuple[str, ...]:
     without = {
         *(() if recipe.cascade is not None else CASCADES),
         *(() if recipe.uniform else (UNIFORM,)),
-        *(() if recipe.milder is not None else (MILDER,)),
-        *(() if recipe.narrow is not None else (NARROW,)),
+        *(method for method, other in VARIANTS.items() if other.network != recipe.network),
     }
     return tuple(method for method in METHODS if method not in without)
 
@@ -179,29 +176,25 @@ def _compressed(
     steps = rows.steps()
     shape = (3, 32, 32)
     images = rows.calibration_images(splits, 2000, seed)
+    name = f"{recipe.network}-{method.replace(' ', '-')}-{seed}"
     spent = 0
 
     def tuned(model: nn.Module, epochs: int) -> nn.Module:
         nonlocal spent
-        name = f"{recipe.network}-{method.replace(' ', '-')}-{seed}-{spent}.checkpoint"
         result, _ = train(
             model,
             lambda _: (splits.train.images, splits.train.labels),
             replace(tuning(recipe, epochs, seed), seed=seed + 100 * spent),
             teacher=base,
-            checkpoint=folder / name,
+            checkpoint=folder / f"{name}-{spent}.checkpoint",
             progress=tick,
             name=f"{recipe.network} {method}",
         )
         spent += epochs
         return result
 
-    if method in ("all methods", MILDER, NARROW):
-        keep = recipe.milder if method == MILDER else recipe.keep
-        shrunk, study = recipe.shrunk, f"{recipe.network}-{seed}.db"
-        if method == NARROW:
-            shrunk, study = recipe.narrow, f"{recipe.network}-narrow-{seed}.db"
-        assert keep is not None and shrunk is not None
+    if not method.startswith("DepGraph"):
+        recipe = VARIANTS.get(method, recipe)
         model, chosen = base, steps if recipe.by == "cycles" else cost.macs
         if recipe.shrink:
             some = splits.validation.images[:1000], splits.validation.labels[:1000]
@@ -209,9 +202,9 @@ def _compressed(
                 base,
                 images[:500],
                 lambda trial, _: accuracy(trial, *some),
-                ShrinkConfig(dimensions=recipe.shrink, target_saving=1 - shrunk),
+                ShrinkConfig(dimensions=recipe.shrink, target_saving=1 - recipe.shrunk),
                 cost=chosen,
-                storage=str(folder / study),
+                storage=str(folder / f"{name}.db"),
             )
             model = tuned(smaller.model, 2)
         count = iter(range(1, recipe.rounds + 1))
@@ -220,7 +213,7 @@ def _compressed(
             last = next(count) == recipe.rounds
             return tuned(model, recipe.epochs - spent if last else 1)
 
-        left = keep * chosen(base, shape) / chosen(model, shape)
+        left = recipe.keep * chosen(base, shape) / chosen(model, shape)
         knobs = SliceConfig(keep=left, shapes="free", rounds=recipe.rounds)
         model, _ = lower_slices(model, images, knobs, cost=chosen, fine_tune=fine_tune)
         return model, {"recipe": repr(recipe), "knobs": repr(knobs)}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "compression.md"
 PLOTS = ROOT / "docs" / "images"
 COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a", "#b58900", "#c2185b")
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
+MARKS = ("o", "s", "^", "D", "v", "P")  # one fewer than colours: 42 pairs before one comes again
 
 
 def write_page() -> None:
@@ -37,7 +37,7 @@ def write_page() -> None:
             has every row with its seed, device and epochs. Accuracies are those of the test split.
             A row looks at it once, at its end, and chooses by held-out training images. The
             benchmark as a whole has seen it more often: the epochs of LeNet's and the demo
-            classifier's rows, VGG's recipe and ResNet-20's milder share were settled after an
+            classifier's rows, VGG's recipes and ResNet-20's milder share were settled after an
             earlier version of these rows had been measured, which saved or kept less. MACs are
             those of all networks that run: a position of a kernel counts 16 multiplications, one
             for each input channel of its tile, unless all 16 weights there are zero, and then none.
@@ -169,7 +169,7 @@ def _small(found: list[Row]) -> list[str]:
 def _cifar(found: list[Row]) -> list[str]:
     if not found:
         return []
-    uniform = " and ".join({row.network: 0 for row in found if row.method == cifar.UNIFORM})
+    uniform = " and ".join(dict.fromkeys(r.network for r in found if r.method == cifar.UNIFORM))
     _scatter(
         found,
         PLOTS / "compression-cifar.png",
@@ -420,7 +420,10 @@ def _label(axes: Any, points: list[tuple[float, float, str]]) -> None:
 def _scatter(
     found: list[Row], path: Path, series: Callable[[Row], str], label: Callable[[Row], str]
 ) -> None:
-    """Draw the change in accuracy against the share of cycles that is left."""
+    """Draw the change in accuracy against the share of cycles that is left.
+
+    Of a series' points with one label, such as seeds, the first is labelled.
+    """
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = _axes(figure)
     for place, name in enumerate(dict.fromkeys(map(series, found))):
@@ -438,13 +441,14 @@ def _scatter(
     axes.set_ylabel("accuracy less the baseline's, points")
     axes.set_xlim(0, 115)
     axes.margins(y=0.15)
+    first = {(series(row), label(row)): row for row in reversed(found)}
     _label(
         axes,
         [
             (
                 100 * row.cycles / row.baseline_cycles,
                 100 * (row.accuracy - row.baseline_accuracy),
-                label(row),
+                label(row) if first[series(row), label(row)] is row else "",
             )
             for row in found
         ],
