@@ -50,8 +50,9 @@ class Recipe:
     epochs
         Of fine-tuning in all, for ours and for the rivals.
     shrink, shrunk
-        Dimensions of compound shrinking, which comes first and leaves this share of the cost; two
-        epochs follow. Slices of kernels go after it.
+        Dimensions of compound shrinking, which comes first and leaves this share of the cost.
+    settle
+        Epochs after it; slices of kernels follow.
     rounds
         Rounds of the slices' schedule; each but the last is followed by one epoch.
     cascade
@@ -68,13 +69,14 @@ class Recipe:
     epochs: int
     shrink: tuple[Dimension, ...] = ()
     shrunk: float = 1.0
+    settle: int = 2
     rounds: int = 2
     learning_rate: float = 0.03
     cascade: tuple[str, float] | None = None
     uniform: bool = False
 
 
-RESNET_20 = Recipe("ResNet-20", 0.62, "cycles", 10)
+RESNET_20 = Recipe("ResNet-20", 0.62, "cycles", 10, uniform=True)
 VGG_16 = Recipe("VGG-16-BN", 0.33, "macs", 6, ("width",), 0.6, uniform=True)
 RECIPES = (
     RESNET_20,
@@ -84,6 +86,7 @@ RECIPES = (
 VARIANTS = {
     "all methods, milder": replace(RESNET_20, keep=0.7),
     "all methods, mostly width": replace(VGG_16, shrunk=0.42),
+    "all methods, one round": replace(VGG_16, settle=1, rounds=1),
 }
 """Other ways with a network: rows beside its "all methods"."""
 CASCADES = ("cascade", "all methods + cascade")
@@ -206,7 +209,7 @@ def _compressed(
                 cost=chosen,
                 storage=str(folder / f"{name}.db"),
             )
-            model = tuned(smaller.model, 2)
+            model = tuned(smaller.model, recipe.settle)
         count = iter(range(1, recipe.rounds + 1))
 
         def fine_tune(model: nn.Module) -> nn.Module:
