@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room tests: what every test shares, which is where its random numbers come from."""
+"""Room tests: what every test shares: its random numbers, and the machine."""
 
 from __future__ import annotations
 
+import fcntl
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -32,3 +34,20 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(seed: int) -> np.random.Generator:
     """Return a generator on this test's seed."""
     return np.random.default_rng(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Let a test marked ``alone`` wait for those of the other processes, and they for it.
+
+    All tests hold one lock, shared or, alone, exclusive. Who waits for it holds the gate, so that
+    others' next tests do not pass by one that waits to be alone.
+    """
+    locks = item.config.rootpath / "build"
+    locks.mkdir(exist_ok=True)
+    alone = item.get_closest_marker("alone") is not None
+    with open(locks / "tests.lock", "w") as lock:
+        with open(locks / "tests.gate", "w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)

@@ -262,6 +262,17 @@ def test_ridge_shrinks_one_coefficient_as_the_formula_says():
     assert found.item() == pytest.approx(2.0 / (4.0 + 0.5 * 4.0))
 
 
+def test_the_ridge_of_the_config_is_that_of_the_fit(images):
+    """With one kept map the coefficient is the planted one over 1 + ridge."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 4, 1))
+    _plant(model[0], 1, {0: 0.5})
+    for ridge in (0.0, 0.25):
+        config = dataclasses.replace(EXACT, form="explicit", ridge=ridge)
+        found, _ = _drop(model, images, "0", [1], config)
+        weight = found[1].approximation.weight.flatten().tolist()
+        assert weight == pytest.approx([1.0, 0.5 / (1 + ridge)], abs=1e-7)
+
+
 def test_elimination_drops_what_is_redundant_and_dead(rng):
     maps = rng.normal(size=(1000, 6))
     maps[:, 4] = maps[:, 0] - 2 * maps[:, 1] + 0.01 * rng.normal(size=1000)
@@ -303,14 +314,18 @@ def test_effect_prefers_what_nobody_reads(images):
     assert choose_dropped(model, structure, structure.space_of("0"), images, config) == [3]
 
 
-def test_relevance_drops_the_least_active(images):
+@pytest.mark.parametrize("statistic, dropped", [("mean_abs", 5), ("std", 1)])
+def test_relevance_drops_the_least_by_its_statistic(images, statistic, dropped):
+    """Map 5 is as good as silent; map 1 is the loudest, and always the same."""
     model = _net()
     with torch.no_grad():
-        model[0].weight[5] *= 1e-3
+        model[0].weight[5] *= 1e-2
         model[0].bias[5] = 0.0
-    config = dataclasses.replace(EXACT, fraction=1 / 6, importance="relevance")
+        model[0].weight[1] = 0.0
+        model[0].bias[1] = 100.0
+    config = dataclasses.replace(EXACT, fraction=1 / 6, importance="relevance", statistic=statistic)
     _, report = approximate_maps(model, images, config)
-    assert report.spaces["0"].dropped.tolist() == [5]
+    assert report.spaces["0"].dropped.tolist() == [dropped]
 
 
 def test_explicit_and_folded_agree_where_both_are_exact(images):
