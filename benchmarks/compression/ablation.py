@@ -7,7 +7,7 @@ by all the others; "with X" adds what "all methods" does not have: compound shri
 first half of the way, cropping has a predictor whose cost is counted (the teacher sees the whole
 frame), and a cascade asks the uncompressed network about images that the compressed one is not sure
 of. Every row has the same epochs of fine-tuning; the quantization-aware one has two more, on
-integers.
+integers. Single methods, and all of them, go once more as far as trimming whole groups can alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ from hwgen.compress.training import Tick, TrainConfig, accuracy, reestimate_bn, 
 from hwgen.quantize import fine_tune_quantized
 
 TABLE, NETWORK, DATA = "ablation", "ResNet-8", "frames"
-TARGET = 0.25
+TARGET, MILD = 0.25, 0.55
+AT_MILD = f", down to {MILD:.0%}"
 SHRINKING, CROPPING, CASCADE = "compound shrinking", "cropping", "a cascade"
 CROP_SIDE = 32
 EPOCHS, QUANTIZED_EPOCHS = 6, 2
@@ -70,6 +71,8 @@ METHODS = (
     f"with {SHRINKING}",
     f"with {CROPPING}",
     f"with {CASCADE}",
+    f"all methods{AT_MILD}",
+    *(f"only {step}{AT_MILD}" for step in STEPS),
 )
 
 
@@ -143,7 +146,8 @@ class _Bench:
 
     def stepped(self) -> Built:
         """Apply the steps of the row's name."""
-        model, kept = compressed(self.base, self.images, chosen_steps(self.method), self.whole)
+        steps, target = chosen_steps(self.method)
+        model, kept = compressed(self.base, self.images, steps, self.whole, target)
         model = self.fine_tune(model)
         return model, {"cost left after each step": kept}
 
@@ -250,11 +254,13 @@ class _Bench:
         return model, {"int8_accuracy": right, "validation": report.accuracies}
 
 
-def chosen_steps(method: str) -> tuple[str, ...]:
-    """Return the methods that a row of the table uses."""
+def chosen_steps(method: str) -> tuple[tuple[str, ...], float]:
+    """Return the methods that a row of the table uses, and the share that they leave."""
+    target = MILD if method.endswith(AT_MILD) else TARGET
+    method = method.removesuffix(AT_MILD)
     if method.startswith("only "):
-        return (method.removeprefix("only "),)
-    return tuple(step for step in STEPS if step != method.removeprefix("without "))
+        return (method.removeprefix("only "),), target
+    return tuple(step for step in STEPS if step != method.removeprefix("without ")), target
 
 
 def compressed(
