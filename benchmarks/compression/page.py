@@ -323,11 +323,11 @@ def _ablation(found: list[Row]) -> list[str]:
             it can. "lower kernels" takes the same share of each layer's filters, in groups of 16,
             and to get so far alone makes every kernel 1 x 1: such a network sees colours and no
             shapes, and fine-tuning cannot help it. So each goes down to {ablation.MILD:.0%} too,
-            the most that trimming whole groups of 16 channels can do alone. Where a row equals "all methods", the method
-            that it leaves out found nothing to do that came closer to the target. In "with a
-            cascade" the network of "all methods" answers first, and images that it is not sure of
-            go to the uncompressed one: the thresholds make it as accurate as that on held-out
-            images, and the row has what this costs. Rows end at other costs: compare accuracies
+            the most that trimming whole groups of 16 channels can do alone. Where a row equals "all
+            methods", the method that it leaves out found nothing to do that came closer to the
+            target. In "with a cascade" the network of "all methods" answers first, and images that
+            it is not sure of go to the uncompressed one: the thresholds make it as accurate as that
+            on held-out images, and the row has what this costs. Rows end at other costs: compare accuracies
             only where these agree."""
         ),
         _rows(found, ablation.METHODS, _pair),
