@@ -327,8 +327,8 @@ def _ablation(found: list[Row]) -> list[str]:
             methods", the method that it leaves out found nothing to do that came closer to the
             target. In "with a cascade" the network of "all methods" answers first, and images that
             it is not sure of go to the uncompressed one: the thresholds make it as accurate as that
-            on held-out images, and the row has what this costs. Rows end at other costs: compare accuracies
-            only where these agree."""
+            on held-out images, and the row has what this costs. Rows end at other
+            costs: compare accuracies only where these agree."""
         ),
         _rows(found, ablation.METHODS, _pair),
     ]
