@@ -99,18 +99,18 @@ def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]
     Rows from machines that differ have trained baselines of their own: each goes before its rows.
     """
     lines: list[list[str]] = []
-    before: tuple[str, float] | None = None
+    before: tuple[str, tuple[str, float, str]] | None = None
     places = {method: place for place, method in enumerate(order)}
 
-    def place(row: Row) -> tuple[float, int, int]:
-        return -row.baseline_accuracy, places.get(row.method, 99), row.seed
+    def place(row: Row) -> tuple[float, str, int, int]:
+        return -row.baseline_accuracy, row.device, places.get(row.method, 99), row.seed
 
     groups = dict.fromkeys(name(row) for row in found)
     held = list(found)
     for group in groups:
         mine = [row for row in held if name(row) == group]
         for row in sorted(mine, key=place):
-            now = group, row.baseline_accuracy
+            now = group, row.origin
             if before != now:
                 lines.append([group, "baseline", *_baseline(row)])
             before = now
@@ -200,12 +200,10 @@ def _cifar(found: list[Row]) -> list[str]:
 
 def _beside_ours(found: list[Row]) -> list[str]:
     """Say what DepGraph at equal cycles takes by the compiler's estimate, against ours."""
-    ours = {
-        (row.network, row.baseline_accuracy): row for row in found if row.method == "all methods"
-    }
+    ours = {(*row.origin, row.seed): row for row in found if row.method == "all methods"}
     lines = []
     for row in found:
-        mine = ours.get((row.network, row.baseline_accuracy))
+        mine = ours.get((*row.origin, row.seed))
         if row.method == "DepGraph at equal cycles" and mine is not None:
             ratio = row.cycles / mine.cycles
             lines.append(
@@ -218,16 +216,16 @@ def _beside_ours(found: list[Row]) -> list[str]:
 
 def _means(found: list[Row]) -> list[str]:
     """Say what several seeds from one baseline come to on the mean: rows show their noise."""
-    groups: dict[tuple[str, float], dict[str, list[float]]] = {}
+    groups: dict[tuple[str, float, str], dict[str, list[float]]] = {}
     for row in found:
-        methods = groups.setdefault((row.network, row.baseline_accuracy), {})
+        methods = groups.setdefault(row.origin, {})
         methods.setdefault(row.method, []).append(row.accuracy)
     return [
         f"{network}, means of {len(next(iter(several.values())))} seeds from the baseline of "
         f"{baseline:.2%}: "
         + "; ".join(f"{method} {mean(values):.2%}" for method, values in several.items())
         + "."
-        for (network, baseline), methods in groups.items()
+        for (network, baseline, _), methods in groups.items()
         if (several := {name: values for name, values in methods.items() if len(values) > 1})
     ]
 

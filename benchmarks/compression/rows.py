@@ -57,6 +57,11 @@ class Row:
         """What tells a row from the others."""
         return self.table, self.network, self.data, self.method, self.seed
 
+    @property
+    def origin(self) -> tuple[str, float, str]:
+        """Its baseline: machines that differ have trained their own, perhaps as good ones."""
+        return self.network, self.baseline_accuracy, self.device
+
 
 def read() -> list[Row]:
     """Return the rows that are there."""
