@@ -92,7 +92,7 @@ def tap_steps(
     first layer's neighbours share a word, as in the machine.
     """
     structure = discover(model, input_shape)
-    order = kernel_orders(model, structure)
+    order = kernel_orders(model, structure, ti)
     total: float = 0.0
     for layer in structure.layers.values():
         steps = _group_steps(model, structure, order, layer, tn, ti, fold)
@@ -225,32 +225,38 @@ def predicted_cycles(
     return float(estimate_cycles(made.program, bundle.config, timing))
 
 
-def kernel_orders(model: nn.Module, structure: Structure) -> dict[int, np.ndarray]:
+def kernel_orders(
+    model: nn.Module, structure: Structure, ti: int = TILE
+) -> dict[int, np.ndarray]:
     """Return every space's channels in the order in which the compiler will group them.
 
     Filters of equal kernels in all of a space's writers lie together, most taps first, and
     otherwise keep their order: what :mod:`hwgen.passes.order_channels` does. Kernels are compared
-    by tile of input channels, in the order of the space they come from.
+    by tile of ``ti`` input channels, in the order of the space they come from.
     """
     orders: dict[int, np.ndarray] = {}
     for identifier, space in structure.spaces.items():
-        keys = _kernel_keys(model, structure, orders, space)
+        keys = _kernel_keys(model, structure, orders, space, ti)
         orders[identifier] = np.array(sorted(range(space.channels), key=keys.__getitem__))
     return orders
 
 
 def _kernel_keys(
-    model: nn.Module, structure: Structure, orders: Mapping[int, np.ndarray], space: Space
+    model: nn.Module,
+    structure: Structure,
+    orders: Mapping[int, np.ndarray],
+    space: Space,
+    ti: int = TILE,
 ) -> list[tuple[tuple[int, bytes], ...]]:
     """Return for each channel of a space its kernels in all writers, to be compared."""
     used = []
     for name in space.producers:
         layer = structure.layers[name]
-        if layer.kind == "conv":
+        if layer.kind in ("conv", "linear"):
             here = _used(model, name)
-            inputs = orders.get(layer.inputs, np.arange(here.shape[1]))
-            tiles = _any_in_groups(_in_order(here, inputs, 1), 1, TILE)
-            used.append(tiles.reshape(space.channels, -1))
+            inputs = orders.get(layer.inputs, np.arange(here.shape[1] // layer.repeat))
+            tiles = _any_in_groups(_in_order(here, inputs, layer.repeat), 1, ti)
+            used.append(tiles.swapaxes(1, 2).reshape(space.channels, -1))
     return [
         tuple((-int(kernels[c].sum()), kernels[c].tobytes()) for kernels in used)
         for c in range(space.channels)

@@ -241,7 +241,7 @@ class _Side:
         shape = shape_of(images)
         self.model, self.tn, self.ti = model, tn, ti
         self.structure: Structure = discover(model, shape)
-        self.order = kernel_orders(model, self.structure)
+        self.order = kernel_orders(model, self.structure, ti)
         self.macs = layer_macs(model, shape)
         scores = measure_relevance(model, self.structure, images)
         self.relevance = {

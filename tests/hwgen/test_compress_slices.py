@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hwgen.arch.config import AcceleratorConfig
 from hwgen.compress import macs, tap_steps
-from hwgen.compress.cost import for_machine
+from hwgen.compress.cost import for_machine, kernel_orders
 from hwgen.compress.inputs import normalise
 from hwgen.compress.slice_reduction import (
     SliceConfig,
@@ -26,6 +26,7 @@ from hwgen.compress.slice_reduction import (
 )
 from hwgen.compress.structure import discover
 from hwgen.compress.training import Augment, TrainConfig, reestimate_bn, train
+from hwgen.ir.quantized import QConv
 from hwgen.passes.order_channels import order_channels
 from hwgen.passes.tile import tile
 from hwgen.quantize import quantize_model
@@ -166,6 +167,33 @@ def test_the_compiler_finds_every_tap_that_was_taken(model, images) -> None:
     lowered, report = lower_slices(model, images, SliceConfig(keep=0.35))
     gone = sum(int((~used).sum()) for used in report.taps.values())
     assert taps(model) - taps(lowered) == gone > 0
+
+
+@pytest.mark.parametrize("ti", [8, 16])
+def test_costs_order_channels_as_the_compiler_does(rng, ti) -> None:
+    """Any kernels in slices of 4 channels; a flattened map and a hidden linear layer, too."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(24, 40, 3, padding=1),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(40 * 4, 48),
+        nn.ReLU(),
+        nn.Linear(48, 8),
+    )
+    for index, slices in {0: (24, 3, 9), 2: (40, 6, 9), 5: (48, 10, 4), 7: (8, 12, 1)}.items():
+        kept = np.repeat(rng.random(slices) < 0.4, 4 if index else 1, axis=1)
+        weight = net[index].weight
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(kept.reshape(weight.shape)))
+    x = torch.from_numpy(rng.normal(size=(4, 3, 8, 8))).float()
+    graph = quantize_model(net, x[:1], x, observer="minmax")
+    found = kernel_orders(net, structure := discover(net, (3, 8, 8)), ti)
+    wanted = order_channels(graph, ti)
+    convolutions = [node.name for node in graph.nodes if isinstance(node, QConv)]
+    for layer, name in zip(structure.layers.values(), convolutions, strict=True):
+        assert found[layer.outputs].tolist() == list(wanted[name])
 
 
 def test_tuning_leaves_the_zeros_and_rounds_reach_the_same_cost(model, images, rng) -> None:
