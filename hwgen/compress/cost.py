@@ -52,7 +52,7 @@ def parameters(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
     order = kernel_orders(model, structure)
     total = 0
     for layer in structure.layers.values():
-        total += _weights(model, structure, order, layer) + len(_used(model, layer.name))
+        total += _weights(model, structure, order, layer) + len(used_weights(model, layer.name))
     return float(total)
 
 
@@ -63,7 +63,7 @@ def _weights(
     module = model.get_submodule(layer.name)
     if is_approximation(module):
         return approximation_macs(module, 1)
-    used = _used(model, layer.name)
+    used = used_weights(model, layer.name)
     if layer.kind in ("depthwise", "grouped"):
         return int(used.any(axis=1).sum()) * used.shape[1]
     used = _in_order(used, order[layer.inputs], layer.repeat)
@@ -143,7 +143,7 @@ def used_taps(
     tile; the groups of a grouped one follow one another. Positions of a linear layer behind a
     flatten are those that each input channel stood at.
     """
-    used = _used(model, layer.name)
+    used = used_weights(model, layer.name)
     if layer.kind == "depthwise":
         return _any_in_groups(used[order[layer.outputs]], 0, tn)
     if layer.kind == "grouped":
@@ -225,9 +225,7 @@ def predicted_cycles(
     return float(estimate_cycles(made.program, bundle.config, timing))
 
 
-def kernel_orders(
-    model: nn.Module, structure: Structure, ti: int = TILE
-) -> dict[int, np.ndarray]:
+def kernel_orders(model: nn.Module, structure: Structure, ti: int = TILE) -> dict[int, np.ndarray]:
     """Return every space's channels in the order in which the compiler will group them.
 
     Filters of equal kernels in all of a space's writers lie together, most taps first, and
@@ -253,7 +251,7 @@ def _kernel_keys(
     for name in space.producers:
         layer = structure.layers[name]
         if layer.kind in ("conv", "linear"):
-            here = _used(model, name)
+            here = used_weights(model, name)
             inputs = orders.get(layer.inputs, np.arange(here.shape[1] // layer.repeat))
             tiles = _any_in_groups(_in_order(here, inputs, layer.repeat), 1, ti)
             used.append(tiles.swapaxes(1, 2).reshape(space.channels, -1))
@@ -279,11 +277,6 @@ def channel_units(
     return sorted(units, key=lambda unit: float(importance[unit].mean()))
 
 
-def supports(model: nn.Module, name: str) -> np.ndarray:
-    """Return which positions each filter of a layer uses: (outputs, positions) bool."""
-    return _used(model, name).any(axis=1)
-
-
 def _groups(model: nn.Module, name: str) -> int:
     """Return a convolution's groups."""
     module = model.get_submodule(name)
@@ -291,7 +284,7 @@ def _groups(model: nn.Module, name: str) -> int:
     return module.groups
 
 
-def _used(model: nn.Module, name: str) -> np.ndarray:
+def used_weights(model: nn.Module, name: str) -> np.ndarray:
     """Return where a layer's weights are not zero: (outputs, inputs, positions) bool."""
     weight = model.get_submodule(name).weight
     assert isinstance(weight, torch.Tensor)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.compress.cost import channel_units, supports
+from hwgen.compress.cost import channel_units, used_weights
 from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches, shape_of
 from hwgen.compress.knobs import check_choice, check_counts
@@ -206,8 +206,7 @@ def lowerable(
     for layer in structure.layers.values():
         module = model.get_submodule(layer.name)
         if isinstance(module, nn.Conv2d) and all(side % 2 for side in module.kernel_size):
-            used = supports(model, layer.name)
-            if (used & ~_next_support(used, module.kernel_size, ladder)).any():
+            if _wide(model, layer.name, ladder).any():
                 names.append(layer.name)
     return names
 
@@ -227,9 +226,7 @@ def kernel_units(
     else:
         space = structure.space_of(name)
         units = channel_units(model, structure, space, importance, config.align)
-    used, module = supports(model, name), model.get_submodule(name)
-    assert isinstance(module, nn.Conv2d)
-    wide = (used & ~_next_support(used, module.kernel_size, config.ladder)).any(axis=1)
+    wide = _wide(model, name, config.ladder)
     units = [unit[wide[unit]] for unit in units if wide[unit].any()]
     return sorted(units, key=lambda unit: float(importance[unit].mean()))
 
@@ -244,32 +241,43 @@ def _importance(
         scores = measure_relevance(model, structure, images, config.statistic)
         space = structure.space_of(name)
         return scores.get(space.identifier, np.zeros(module.out_channels))
-    keep = _next_support(supports(model, name), module.kernel_size, config.ladder)
-    weight = module.weight.detach().reshape(module.out_channels, module.weight.shape[1], -1)
+    keep = _next_support(model, name, config.ladder)
     if config.importance == "energy":
-        squares = weight.square().sum(dim=1).cpu().numpy()
-        return (squares * ~keep).sum(axis=1) / np.maximum(squares.sum(axis=1), 1e-30)
+        squares = module.weight.detach().square().flatten(2).cpu().numpy()
+        lost = (squares * ~keep).sum(axis=(1, 2))
+        return lost / np.maximum(squares.sum(axis=(1, 2)), 1e-30)
     inputs, targets = _record(model, model, name, images, config)
     everything = np.arange(module.out_channels)
     return fit_kernels(module, inputs, targets, everything, keep, config.ridge)[2]
 
 
-def _next_support(used: np.ndarray, kernel: tuple[int, ...], ladder: tuple[int, ...]) -> np.ndarray:
-    """Return the support one rung down: (outputs, positions) bool, centred."""
-    height, width = kernel
-    result = np.zeros_like(used)
-    for i, positions in enumerate(used.reshape(-1, height, width)):
+def _next_support(model: nn.Module, name: str, ladder: tuple[int, ...]) -> np.ndarray:
+    """Return what may be used one rung down: (outputs, inputs, positions) bool, in a centred box.
+
+    Weights that a mask holds at zero stay out.
+    """
+    module, used = model.get_submodule(name), used_weights(model, name)
+    assert isinstance(module, nn.Conv2d)
+    height, width = module.kernel_size
+    boxes = np.zeros((len(used), height, width), bool)
+    for box, positions in zip(boxes, used.any(axis=1).reshape(boxes.shape), strict=True):
         sides = []
         for axis, full in ((1, height), (0, width)):
             reached = np.flatnonzero(positions.any(axis=axis))
             half = np.abs(reached - full // 2).max() if len(reached) else 0
             lower = [side for side in ladder if side < 2 * half + 1]
             sides.append(lower[0] if lower else 2 * half + 1)
-        box = np.zeros((height, width), bool)
         y0, x0 = (height - sides[0]) // 2, (width - sides[1]) // 2
         box[y0 : y0 + sides[0], x0 : x0 + sides[1]] = True
-        result[i] = box.reshape(-1)
-    return result
+    keep = boxes.reshape(len(boxes), 1, -1).repeat(used.shape[1], axis=1)
+    mask = getattr(module, MASK, None)
+    return keep if mask is None else keep & (mask != 0).flatten(2).cpu().numpy()
+
+
+def _wide(model: nn.Module, name: str, ladder: tuple[int, ...]) -> np.ndarray:
+    """Return which filters can be lowered: there is something to lose, and something is left."""
+    used, keep = used_weights(model, name), _next_support(model, name, ladder)
+    return (used & ~keep).any(axis=(1, 2)) & (used & keep).any(axis=(1, 2))
 
 
 def _lower(
@@ -284,9 +292,14 @@ def _lower(
     """Lower filters of one layer of ``model`` in place."""
     module = model.get_submodule(name)
     assert isinstance(module, nn.Conv2d)
-    keep = _next_support(supports(model, name), module.kernel_size, config.ladder)[filters]
-    shape = (len(filters), 1, *module.kernel_size)
-    mask = torch.from_numpy(keep.reshape(shape)).to(module.weight)
+    keep = _next_support(model, name, config.ladder)[filters]
+    if not keep.any(axis=(1, 2)).all():
+        raise ValueError(
+            f"filters must have weights that stay one rung down, not "
+            f"{filters[~keep.any(axis=(1, 2))].tolist()}, of which a mask leaves none; try those "
+            "of kernel_units"
+        )
+    mask = torch.from_numpy(keep.reshape(-1, *module.weight.shape[1:])).to(module.weight)
     residual = float("nan")
     with torch.no_grad():
         if config.weights == "least_squares":
@@ -294,9 +307,9 @@ def _lower(
         if getattr(module, MASK, None) is None:
             module.register_buffer(MASK, torch.ones_like(module.weight))
         held = getattr(module, MASK)
-        held[filters] *= mask
+        held[filters] = mask
         module.weight.mul_(held)
-    now = keep.reshape(-1, *module.kernel_size)
+    now = keep.any(axis=1).reshape(-1, *module.kernel_size)
     sides = tuple((int(k.any(axis=1).sum()), int(k.any(axis=0).sum())) for k in now)
     return LoweredLayer(filters, sides, residual)
 

@@ -20,7 +20,10 @@ from hwgen.compress import (
     tap_steps,
     train,
 )
-from hwgen.compress.cost import supports
+from hwgen.compress.cost import used_weights
+from hwgen.compress.kernel_reduction import lower_filters
+from hwgen.compress.structure import discover
+from hwgen.compress.training import MASK
 from hwgen.models import demo_classifier, lenet, mobilenet_v1, resnet_cifar
 from tests.support.retraining import mark_of, marking
 
@@ -113,12 +116,80 @@ def test_lowered_filters_fill_machine_groups_so_macs_saved_are_steps_saved(impor
         assert len(layer.filters) % 16 == 0
 
 
+def _two_convolutions(first: int, second: int) -> nn.Sequential:
+    layers = nn.Conv2d(3, first, 3, padding=1), nn.ReLU(), nn.Conv2d(first, second, 3)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+
+def _masked(model: nn.Module) -> nn.Module:
+    """Leave of each filter half of its positions, as slices do; of the first, its corner."""
+    rng = np.random.default_rng(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            kept = rng.random((module.out_channels, 1, 3, 3)) < 0.5
+            kept[0], kept[0, 0, 0, 0] = False, True
+            mask = torch.from_numpy(kept).expand_as(module.weight).to(module.weight)
+            module.register_buffer(MASK, mask.clone())
+            with torch.no_grad():
+                module.weight.mul_(mask)
+    return model
+
+
+@pytest.mark.parametrize("weights", ["centre_crop", "least_squares"])
+def test_kernels_that_slices_have_left_are_lowered_where_something_is_left(weights):
+    torch.manual_seed(0)
+    images = _images(16)
+    model = _masked(_two_convolutions(32, 32))
+    config = KernelConfig(fraction=1.0, align=1, weights=weights, retrain="none", rows=10**6)
+    lowered, report = lower_kernels(model, images, config)
+    for name, layer in report.layers.items():
+        before, after = used_weights(model, name), used_weights(lowered, name)
+        centre = np.arange(9) == 4
+        both = (before & centre).any(axis=(1, 2)) & (before & ~centre).any(axis=(1, 2))
+        assert layer.filters.tolist() == np.flatnonzero(both).tolist()
+        assert np.array_equal(after[both], (before & centre)[both])
+        assert np.array_equal(after[~both], before[~both])
+    assert list(report.layers) == ["0", "2"]  # of which filter 0 is left alone
+    with pytest.raises(ValueError, match=r"not \[0\], of which a mask leaves none"):
+        lower_filters(model, discover(model, (3, 16, 16)), "2", np.array([0]), images, config)
+
+
+def test_the_residual_is_that_of_the_lowered_networks_own_inputs():
+    """What a layer lost before is part of it, and is made good where it can be."""
+    torch.manual_seed(0)
+    images = _images(16)
+    model = _masked(_two_convolutions(16, 8))
+    config = KernelConfig(fraction=1.0, align=1, retrain="none", rows=10**6)
+    lowered, report = lower_kernels(model, images, config)
+    for name, end in (("0", 1), ("2", 3)):
+        with torch.no_grad():
+            want, got = (net[:end](normalise(images)) for net in (model, lowered))
+        filters = report.layers[name].filters
+        error = (got - want).square().mean(dim=(0, 2, 3)) / want.var(dim=(0, 2, 3), correction=0)
+        assert report.layers[name].residual == pytest.approx(float(error[filters].mean()), rel=1e-3)
+
+
+def test_the_fit_knows_its_ridge_its_pixels_and_their_seed():
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), _images(16, 8)
+
+    def weight(**knobs: float) -> torch.Tensor:
+        config = replace(KernelConfig(fraction=1.0, align=1, retrain="none"), **knobs)
+        return lower_kernels(model, images, config)[0][0].weight
+
+    assert weight(ridge=1e9).abs().max() < 1e-6 < 1e-2 < weight().abs().max()
+    everything = weight(rows=10**6)
+    assert torch.equal(everything, weight(rows=8 * 14 * 14))
+    assert not torch.equal(weight(rows=64), everything)
+    assert not torch.equal(weight(rows=64), weight(rows=64, seed=1))
+
+
 def test_depthwise_kernels_are_fitted_each_on_its_own_channel():
     torch.manual_seed(0)
     model = mobilenet_v1().eval()
     config = KernelConfig(fraction=1.0, layers=("features.1.0",), rows=10**5, retrain="none")
     lowered, report = lower_kernels(model, _images(), config)
-    assert np.array_equal(supports(lowered, "features.1.0").sum(axis=1), np.ones(8))
+    assert np.array_equal(used_weights(lowered, "features.1.0").any(axis=1).sum(axis=1), np.ones(8))
     assert report.layers["features.1.0"].residual < 1.0
 
 
@@ -131,7 +202,9 @@ def test_masks_hold_through_training_and_baking_leaves_a_plain_model():
     tuned, _ = train(lowered, lambda _: (images, labels), TrainConfig(epochs=2))
     for name, module in tuned.named_modules():
         if isinstance(module, nn.Conv2d):
-            assert np.array_equal(supports(tuned, name), supports(lowered, name))
+            assert np.array_equal(
+                used_weights(tuned, name).any(axis=1), used_weights(lowered, name).any(axis=1)
+            )
     assert not torch.equal(tuned.conv1.weight, before["conv1.weight"])
     plain = bake(tuned)
     assert not any("mask" in key for key in plain.state_dict())
@@ -157,13 +230,17 @@ def test_fine_tuning_gets_the_lowered_network():
     seen = []
 
     def fine_tune(model: nn.Module) -> nn.Module:
-        seen.append(supports(model, "conv1").sum())
+        seen.append(used_weights(model, "conv1").any(axis=1).sum())
         return model
 
     config = KernelConfig(fraction=1.0, layers=("conv1",), retrain="fine_tune")
     model = demo_classifier()
     lowered, _ = lower_kernels(model, _images(), config, fine_tune)
-    assert seen == [supports(lowered, "conv1").sum()] == [supports(model, "conv1").sum() // 9]
+    assert (
+        seen
+        == [used_weights(lowered, "conv1").any(axis=1).sum()]
+        == [used_weights(model, "conv1").any(axis=1).sum() // 9]
+    )
 
 
 def test_what_fine_tuning_returns_is_the_result():

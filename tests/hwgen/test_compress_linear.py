@@ -273,6 +273,18 @@ def test_the_ridge_of_the_config_is_that_of_the_fit(images):
         assert weight == pytest.approx([1.0, 0.5 / (1 + ridge)], abs=1e-7)
 
 
+def test_pixels_are_drawn_by_the_seed_as_many_as_rows(images):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+    def folded(**knobs: int) -> Tensor:
+        return _drop(model, images, "0", [1], dataclasses.replace(EXACT, **knobs))[0][2].weight
+
+    everything = folded(rows=10**6)
+    torch.testing.assert_close(everything, folded(rows=16 * 36, seed=1))
+    assert not torch.allclose(folded(rows=64), everything)
+    assert not torch.allclose(folded(rows=64), folded(rows=64, seed=1))
+
+
 def test_elimination_drops_what_is_redundant_and_dead(rng):
     maps = rng.normal(size=(1000, 6))
     maps[:, 4] = maps[:, 0] - 2 * maps[:, 1] + 0.01 * rng.normal(size=1000)
