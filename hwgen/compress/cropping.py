@@ -26,6 +26,7 @@ from hwgen.arch.crop import WEIGHT_ONE, ordered_box, resize, resize_weights, squ
 from hwgen.arch.files import replacing
 from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches
+from hwgen.compress.knobs import check_counts
 from hwgen.compress.training import Tick, TrainConfig, TrainReport, predict, reestimate_bn, train
 from hwgen.ir import Graph
 
@@ -49,6 +50,10 @@ class PredictorConfig:
 
     side: int = 32
     train: TrainConfig = TrainConfig(epochs=14, loss="smooth_l1", weight_decay=0.005)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_counts(side=self.side)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from hwgen.compress.cost import channel_units, used_weights
 from hwgen.compress.evaluation import evaluating
 from hwgen.compress.inputs import batches, shape_of
-from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.knobs import check_choice, check_counts, check_not_negative
 from hwgen.compress.relevance import FineTune, OneRetrain, Statistic, measure_relevance
 from hwgen.compress.structure import Structure, discover
 from hwgen.compress.training import MASK, reestimate_bn, retrained
@@ -88,9 +88,10 @@ class KernelConfig:
         check_choice("importance", self.importance, Importance)
         check_choice("statistic", self.statistic, Statistic)
         check_choice("retrain", self.retrain, OneRetrain)
-        odd = all(side % 2 == 1 for side in self.ladder)
+        odd = self.ladder and all(side > 0 and side % 2 == 1 for side in self.ladder)
         if not odd or list(self.ladder) != sorted(set(self.ladder), reverse=True):
             raise ValueError(f"ladder must be odd sides, largest first, not {self.ladder!r}")
+        check_not_negative(ridge=self.ridge, seed=self.seed)
         check_counts(align=self.align, rows=self.rows)
 
 

@@ -17,5 +17,12 @@ def check_choice(name: str, value: object, choices: Any) -> None:
 def check_counts(**counts: int) -> None:
     """Refuse a number below 1."""
     for name, value in counts.items():
-        if value < 1:
+        if not value >= 1:
             raise ValueError(f"{name} must be at least 1, not {value!r}")
+
+
+def check_not_negative(**values: float) -> None:
+    """Refuse a number below 0, and NaN."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be at least 0, not {value!r}")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hwgen.compress.inputs import batches, shape_of
-from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.knobs import check_choice, check_counts, check_not_negative
 from hwgen.compress.relevance import (
     FineTune,
     OneRetrain,
@@ -110,8 +110,7 @@ class ApproximationConfig:
         check_choice("importance", self.importance, Importance)
         check_choice("statistic", self.statistic, Statistic)
         check_choice("retrain", self.retrain, OneRetrain)
-        if self.ridge < 0.0:
-            raise ValueError(f"ridge must be at least 0, not {self.ridge!r}")
+        check_not_negative(ridge=self.ridge, seed=self.seed)
         check_counts(align=self.align, rows=self.rows)
 
 

@@ -34,7 +34,7 @@ from hwgen.compress.cost import Cost, for_machine, macs, parameters, predicted_c
 from hwgen.compress.identity import digest
 from hwgen.compress.inputs import device_of, normalise, preprocess_of, shape_of
 from hwgen.compress.kernel_reduction import KernelConfig
-from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.knobs import check_choice, check_counts, check_not_negative
 from hwgen.compress.linear_approximation import ApproximationConfig
 from hwgen.compress.relevance import FineTune, Statistic
 from hwgen.compress.report import (
@@ -138,10 +138,7 @@ class CompressionConfig:
             raise ValueError(f"step_share must be in (0, 1], not {self.step_share!r}")
         check_choice("statistic", self.statistic, Statistic)
         check_counts(rejections=self.rejections)
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must be at least 0, not {self.max_steps!r}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed!r}")
+        check_not_negative(max_steps=self.max_steps, seed=self.seed)
         if self.calibration < 4:
             raise ValueError(f"calibration must be at least 4 images, not {self.calibration!r}")
 

@@ -10,6 +10,7 @@ together and removed together.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -78,6 +79,8 @@ class RelevanceConfig:
             raise ValueError(
                 f"amount must be in (0, 1] for {self.criterion!r}, not {self.amount!r}"
             )
+        if not math.isfinite(self.amount):
+            raise ValueError(f"amount must be a finite number, not {self.amount!r}")
         check_counts(minimum=self.minimum, align=self.align, rounds=self.rounds)
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 from hwgen.compress.cost import Cost, tap_steps
 from hwgen.compress.identity import digest
-from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.knobs import check_choice, check_counts, check_not_negative
 from hwgen.compress.relevance import Statistic
 from hwgen.compress.shrunk import Shrinker, ShrinkPoint, try_side
 from hwgen.compress.study import is_gone, open_study, this_worker
@@ -103,8 +103,7 @@ class ShrinkConfig:
             raise ValueError(
                 f"target_saving must be in (0, 1) or None, not {self.target_saving!r}; try 0.5"
             )
-        if self.max_loss is not None and not self.max_loss >= 0.0:
-            raise ValueError(f"max_loss must be at least 0, not {self.max_loss!r}")
+        check_not_negative(max_loss=self.max_loss or 0.0, seed=self.seed)
         if self.sides is not None:
             try:
                 sides = tuple(operator.index(side) for side in self.sides)

@@ -30,7 +30,7 @@ from torch.nn import functional
 from hwgen.compress.cost import Cost, tap_steps
 from hwgen.compress.inputs import batches, device_of, shape_of
 from hwgen.compress.kernel_reduction import KernelConfig, refit
-from hwgen.compress.knobs import check_choice, check_counts
+from hwgen.compress.knobs import check_choice, check_counts, check_not_negative
 from hwgen.compress.relevance import FineTune, measure_relevance, reorder_channels, trimmable
 from hwgen.compress.structure import Layer, Structure, discover
 from hwgen.compress.training import MASK, check_logits, labels_of, predict, reestimate_bn, retrained
@@ -86,6 +86,7 @@ class SliceConfig:
         check_choice("shapes", self.shapes, Shapes)
         check_choice("weights", self.weights, SliceWeights)
         check_counts(tn=self.tn, ti=self.ti, rounds=self.rounds, batch_size=self.batch_size)
+        check_not_negative(seed=self.seed)
 
 
 @dataclass(frozen=True)

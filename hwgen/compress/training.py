@@ -28,7 +28,7 @@ from hwgen.compress.inputs import (
     normalise,
     preprocess_of,
 )
-from hwgen.compress.knobs import check_choice
+from hwgen.compress.knobs import check_choice, check_not_negative
 from hwgen.ir import Graph, run_quantized
 from hwgen.ir.preprocess import for_channels
 
@@ -222,8 +222,7 @@ class TrainConfig:
         check_choice("optimizer", self.optimizer, Optimizer)
         check_choice("loss", self.loss, Loss)
         check_choice("precision", self.precision, Precision)
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be at least 0, not {self.epochs!r}")
+        check_not_negative(epochs=self.epochs, weight_decay=self.weight_decay, seed=self.seed)
         if self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, for batch norm, not {self.batch_size!r}"
@@ -233,14 +232,10 @@ class TrainConfig:
         for name in ("warmup", "label_smoothing", "distill_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], not {getattr(self, name)!r}")
-        if not self.weight_decay >= 0.0:
-            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay!r}")
         if not self.distill_temperature > 0.0:
             raise ValueError(
                 f"distill_temperature must be above 0, not {self.distill_temperature!r}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, not {self.seed!r}")
 
 
 @dataclass

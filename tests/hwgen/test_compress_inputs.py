@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from torch import nn
 from hwgen.arch.cascade import CascadeRule
 from hwgen.compress import (
     ApproximationConfig,
+    CompressionConfig,
     KernelConfig,
+    PredictorConfig,
     RelevanceConfig,
     ShrinkConfig,
     SliceConfig,
@@ -180,3 +184,25 @@ def test_integers_are_trained_and_run_on_it() -> None:
     ):
         bundle = compile_cascade(networks, rule, **how)  # type: ignore[arg-type]
         assert [(stage.mean, stage.std) for stage in bundle.stages] == [fed, fed]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (lambda: RelevanceConfig(criterion="threshold", amount=math.nan), "a finite number, not"),
+        (lambda: KernelConfig(ridge=-1.0), "ridge must be at least 0, not -1.0"),
+        (lambda: KernelConfig(ladder=()), "ladder must be odd sides, largest first, not ()"),
+        (lambda: KernelConfig(ladder=(3, -1)), "ladder must be odd sides, largest first, not (3,"),
+        (lambda: KernelConfig(seed=-1), "seed must be at least 0, not -1"),
+        (lambda: ApproximationConfig(ridge=math.nan), "ridge must be at least 0, not nan"),
+        (lambda: ApproximationConfig(seed=-1), "seed must be at least 0, not -1"),
+        (lambda: SliceConfig(seed=-1), "seed must be at least 0, not -1"),
+        (lambda: ShrinkConfig(target_saving=0.5, seed=-1), "seed must be at least 0, not -1"),
+        (lambda: TrainConfig(weight_decay=math.nan), "weight_decay must be at least 0, not nan"),
+        (lambda: PredictorConfig(side=0), "side must be at least 1, not 0"),
+        (lambda: CompressionConfig(seed=-1), "seed must be at least 0, not -1"),
+    ],
+)
+def test_knobs_out_of_their_range_are_refused(knobs: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        knobs()
