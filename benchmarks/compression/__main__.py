@@ -26,31 +26,34 @@ from benchmarks.compression.page import write_page
 from hwgen.compress.training import Tick
 from hwgen.demo_training import progress_bars
 
-Job = tuple[tuple[str, str, str, str], Callable[[Tick], rows.Row]]
+Job = tuple[tuple[str, str, str, str, int], Callable[[Tick], rows.Row]]
 
 
-def jobs(data: Path | None, cache: Path, seed: int) -> Iterator[Job]:
-    """List every row: its table, network, data and method, and what measures it."""
+def jobs(data: Path | None, cache: Path, only: int | None) -> Iterator[Job]:
+    """List every row: its table, network, data, method and seed, and what measures it."""
+    seed = only or 0
     for network, source in small.PAIRS:
         if data is None and source != "frames":
             continue
         for method in small.LEVELS:
-            key = small.TABLE, network, source, method
+            key = small.TABLE, network, source, method, seed
             yield key, partial(small.run, network, source, method, data, cache, seed)
     for method in ablation.METHODS:
-        key = ablation.TABLE, ablation.NETWORK, ablation.DATA, method
+        key = ablation.TABLE, ablation.NETWORK, ablation.DATA, method, seed
         yield key, partial(ablation.run, method, cache, seed)
     for method in criteria.METHODS:
-        key = criteria.TABLE, criteria.NETWORK, criteria.DATA, method
+        key = criteria.TABLE, criteria.NETWORK, criteria.DATA, method, seed
         yield key, partial(criteria.run, method, cache, seed)
     if data is None:
         return
     for recipe in cifar.RECIPES:
         for method in cifar.methods(recipe):
-            key = cifar.TABLE, recipe.network, cifar.DATA, method
-            yield key, partial(cifar.run, recipe, method, data, cache, seed)
+            seeds = cifar.SEEDS.get((recipe.network, method), (0,)) if only is None else (only,)
+            for chosen in seeds:
+                key = cifar.TABLE, recipe.network, cifar.DATA, method, chosen
+                yield key, partial(cifar.run, recipe, method, data, cache, chosen)
     for method in tiny.METHODS:
-        key = tiny.TABLE, tiny.NETWORK, tiny.DATA, method
+        key = tiny.TABLE, tiny.NETWORK, tiny.DATA, method, seed
         yield key, partial(tiny.run, method, data, cache, seed)
 
 
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", type=Path, help="folder with the data; the bundled frames without"
     )
     parser.add_argument("--only", nargs="*", help="words that a row's name must hold, all of them")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of all rows, in place of each one's own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cache", type=Path, default=Path("build/compression"))
     parser.add_argument("--fresh", action="store_true", help="measure rows that are there anew")
@@ -70,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, failed = Console(), 0
     with progress_bars() as tick:
         for key, measure in jobs(arguments.data, arguments.cache, arguments.seed):
-            name = ", ".join(key)
+            name = ", ".join((*key[:-1], f"seed {key[-1]}"))
             if any(word not in name for word in arguments.only or ()):
                 continue
-            if rows.has(*key, arguments.seed) and not arguments.fresh:
+            if rows.has(*key) and not arguments.fresh:
                 continue
             try:
                 row = measure(tick)

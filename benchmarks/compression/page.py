@@ -169,7 +169,9 @@ def _small(found: list[Row]) -> list[str]:
 def _cifar(found: list[Row]) -> list[str]:
     if not found:
         return []
-    uniform = " and ".join(dict.fromkeys(r.network for r in found if r.method == cifar.UNIFORM))
+    uniform = " and ".join(
+        dict.fromkeys(r.network for r in found if r.method == cifar.UNIFORM_MACS)
+    )
     _scatter(
         found,
         PLOTS / "compression-cifar.png",

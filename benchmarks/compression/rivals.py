@@ -51,7 +51,10 @@ def depgraph(
     for _ in range(steps):
         if least <= target:
             break
+        before = [parameter.shape for parameter in model.parameters()]
         pruner.step()
+        if before == [parameter.shape for parameter in model.parameters()]:
+            continue
         reached = cost(model, shape)
         if reached < least:
             best, least = copy.deepcopy(model), reached
