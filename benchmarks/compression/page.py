@@ -6,12 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from benchmarks.compression import ablation, baselines, cifar, criteria, rows, small, tiny
+from benchmarks.compression import (
+    ablation,
+    baselines,
+    cifar,
+    criteria,
+    goals,
+    plots,
+    rows,
+    small,
+    tiny,
+)
 from benchmarks.compression.rows import Row
 from benchmarks.markdown import table, text
 from hwgen.arch.files import replacing
@@ -19,8 +25,6 @@ from hwgen.arch.files import replacing
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "results" / "compression.md"
 PLOTS = ROOT / "docs" / "images"
-COLOURS = ("#0b6e99", "#d1603d", "#5a8f29", "#7a5195", "#8a8a8a", "#b58900", "#c2185b")
-MARKS = ("o", "s", "^", "D", "v", "P")  # one fewer than colours: 42 pairs before one comes again
 
 
 def write_page() -> None:
@@ -45,6 +49,7 @@ def write_page() -> None:
             *int8* is the accuracy of the integers that the machine runs, quantized after training.
             Devices: {", ".join(sorted({row.device for row in found})) or "none"}."""
         ),
+        *goals.section(found),
         *_small(tables[small.TABLE]),
         *_cifar(tables[cifar.TABLE]),
         *_tiny(tables[tiny.TABLE]),
@@ -64,10 +69,10 @@ _ALIGN = "rrrrrrrrr"
 
 def _figures(row: Row) -> list[str]:
     """Return the columns that all tables share."""
-    saved = 1 - row.macs / row.baseline_macs, 1 - row.cycles / row.baseline_cycles
+    saved = row.saved
     return [
         f"{row.accuracy:.2%}",
-        f"{100 * (row.accuracy - row.baseline_accuracy):+.2f}",
+        f"{row.change:+.2f}",
         f"{row.int8_accuracy:.2%}",
         f"{row.macs / 1e6:.2f} M",
         f"{saved[0]:.1%}",
@@ -130,16 +135,15 @@ def _small(found: list[Row]) -> list[str]:
     for method in small.LEVELS:
         mine = [row for row in found if row.method == method]
         if mine:
-            macs = median(1 - row.macs / row.baseline_macs for row in mine)
-            cycles = median(1 - row.cycles / row.baseline_cycles for row in mine)
-            change = median(100 * (row.accuracy - row.baseline_accuracy) for row in mine)
+            macs, cycles = (median(row.saved[kind] for row in mine) for kind in (0, 1))
+            change = median(row.change for row in mine)
             medians.append(
                 [method, str(len(mine)), f"{macs:.1%}", f"{cycles:.1%}", f"{change:+.2f}"]
             )
-    _bars(found, PLOTS / "compression-small.png")
+    plots.bars(found, PLOTS / "compression-small.png")
     spent = [round(row.epochs) for row in found]
     first = [baselines.find(*pair).config.epochs for pair in small.PAIRS]
-    over = sum(row.accuracy < row.baseline_accuracy - small.MAX_LOSS for row in found)
+    over = sum(row.change < -100 * small.MAX_LOSS for row in found)
     return [
         "## Small networks",
         text(
@@ -153,8 +157,8 @@ def _small(found: list[Row]) -> list[str]:
             where a whole group of 16 goes; "all methods" shrinks the resolution where that pays
             (the JSON has each row's side), folds maps away in groups of 16, and lowers slices. What
             the machine does besides multiplying (loading the picture, filling its pipeline at each
-            layer) is not compressed by slices, so networks of some thousand cycles save fewer of
-            them."""
+            layer) is not compressed by slices, so networks save fewer of them, the
+            smallest ones fewest."""
         ),
         table(
             "Method | Pairs | Median of MACs saved | of cycles saved | of the change in points",
@@ -169,14 +173,15 @@ def _small(found: list[Row]) -> list[str]:
 def _cifar(found: list[Row]) -> list[str]:
     if not found:
         return []
+    most = max(round(row.epochs) for row in found)
     uniform = " and ".join(
         dict.fromkeys(r.network for r in found if r.method == cifar.UNIFORM_MACS)
     )
-    _scatter(
+    plots.scatter(
         found,
         PLOTS / "compression-cifar.png",
         series=lambda row: row.method,
-        label=lambda row: row.network,
+        panel=lambda row: row.network,
     )
     return [
         "## ResNets and VGG on CIFAR-10's JPEG copy",
@@ -184,10 +189,13 @@ def _cifar(found: list[Row]) -> list[str]:
             f"""The data are a JPEG-compressed copy of CIFAR-10, which costs accuracy: compare rows
             with their own baseline, never with a figure published for the original pixels. Ours and
             DepGraph (Torch-Pruning's group L2 norm, ranked over the whole network; "uniform": the
-            same ratio in each layer, run for {uniform} alone) start from one baseline and have the
+            same ratio in each layer, run for {uniform}) start from one baseline and have the
             same data, epochs, augmentation and teacher; at equal cycles DepGraph keeps multiples of
             16 channels, since others cost as much, and is pruned until it takes our network's steps
-            of the array: what it takes by the compiler's estimate is said below. The ResNets'
+            of the array: what it takes by the compiler's estimate is said below. Uniform, it is
+            pruned until it takes our cycles by that estimate. "All methods" are {_made_of()}, with
+            distillation. Baselines were trained for few epochs ({_trained_for()}), and compressed
+            networks for up to {most} more, so part of what is kept comes from those. The ResNets'
             published weights have seen all training images before, so held-out ones cannot tell how
             far to go: shares, epochs and margins are fixed, each row is one run. Only which blocks
             or channels compound shrinking drops is judged by held-out images."""
@@ -198,6 +206,24 @@ def _cifar(found: list[Row]) -> list[str]:
         *_means(found),
         *_notes(found),
     ]
+
+
+def _made_of() -> str:
+    """Say which methods each network's "all methods" are."""
+    parts = [
+        f"{' and '.join((*recipe.shrink, 'slices of kernels'))} for {recipe.network}"
+        for recipe in cifar.RECIPES
+    ]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _trained_for() -> str:
+    """Say how long the baselines were trained."""
+    found = [baselines.find(recipe.network, cifar.DATA) for recipe in cifar.RECIPES]
+    return ", ".join(
+        f"{b.network} {b.config.epochs} from {'published weights' if b.weights else 'scratch'}"
+        for b in found
+    )
 
 
 def _beside_ours(found: list[Row]) -> list[str]:
@@ -222,14 +248,16 @@ def _means(found: list[Row]) -> list[str]:
     for row in found:
         methods = groups.setdefault(row.origin, {})
         methods.setdefault(row.method, []).append(row.accuracy)
-    return [
-        f"{network}, means of {len(next(iter(several.values())))} seeds from the baseline of "
-        f"{baseline:.2%}: "
-        + "; ".join(f"{method} {mean(values):.2%}" for method, values in several.items())
-        + "."
-        for (network, baseline, _), methods in groups.items()
-        if (several := {name: values for name, values in methods.items() if len(values) > 1})
-    ]
+    lines = []
+    for (network, baseline, _), methods in groups.items():
+        several = [
+            f"{method} {mean(values):.2%} of {len(values)}"
+            for method, values in methods.items()
+            if len(values) > 1
+        ]
+        if several:
+            lines.append(f"{network}, mean of seeds from {baseline:.2%}: {'; '.join(several)}.")
+    return lines
 
 
 def _notes(found: list[Row]) -> list[str]:
@@ -239,7 +267,7 @@ def _notes(found: list[Row]) -> list[str]:
 def _tiny(found: list[Row]) -> list[str]:
     if not found:
         return []
-    _scatter(
+    plots.scatter(
         found,
         PLOTS / "compression-tiny.png",
         series=lambda row: row.method.partition(", ")[2] or row.method,
@@ -269,10 +297,12 @@ def _tiny(found: list[Row]) -> list[str]:
             {tiny.SIDE}. Costs include the predictor's. A cascade's MACs and cycles are means over
             the test images. What the resampler takes to crop and to resize is not in them: the
             second table's "cycles from the frame" include it, which older rows lack. "trained on"
-            is the full-frame classifier after as many more epochs of the same fine-tuning as the
-            shrunk ones had; it is the teacher of all others, and sees the whole frame whatever its
-            student sees. In the cascade of crops the small network of "shrinking, {tiny.WHOLE}"
-            glances at the whole frame, and the predictor is run for the frames that go on."""
+            is the full-frame classifier after {_epochs(found, "trained on")} more epochs of the
+            same fine-tuning, as many as the shrunk ones of whole frames had; rows of crops and
+            cascades had up to {max(round(row.epochs) for row in found)}. It is the teacher of all
+            others, and sees the whole frame whatever its student sees. In the cascade of crops the
+            small network of "shrinking, {tiny.WHOLE}" glances at the whole frame, and the predictor
+            is run for the frames that go on."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
         _rows(found, tiny.METHODS, _pair),
@@ -287,6 +317,11 @@ def _tiny(found: list[Row]) -> list[str]:
     ]
 
 
+def _epochs(found: list[Row], ending: str) -> str:
+    """Return the epochs of the rows of a method."""
+    return " or ".join({str(round(r.epochs)): None for r in found if r.method.endswith(ending)})
+
+
 def _from_frame(row: Row) -> list[str]:
     """Return a pipeline's cycles with those of the resampler, and what is saved then."""
     if "frame cycles" not in row.more:
@@ -297,16 +332,20 @@ def _from_frame(row: Row) -> list[str]:
 
 def _crops(found: list[Row]) -> list[str]:
     """Say what a crop alone costs: one network on what it is shown of the same images."""
-    return [
-        text(
-            f"""*{row.method}*: on held-out images that network is right about """
-            + ", ".join(f"{share:.1%} of {name}" for name, share in row.more["held out"].items())
-            + """. A crop has no more pixels in it than the frame of 64 x 64 had there: enlarged, it
-            shows nothing new, and its surroundings are gone."""
+    lines = []
+    for row in found:
+        if "held out" not in row.more:
+            continue
+        held = row.more["held out"]
+        shares = ", ".join(f"{share:.1%} of {name}" for name, share in held.items())
+        limit = (
+            "What is lost is lost by the predictor's boxes."
+            if held["crops by true boxes"] > held["whole frames"]
+            else "A crop has no more pixels in it than the frame had there: enlarged, it shows "
+            "nothing new, and its surroundings are gone."
         )
-        for row in found
-        if "held out" in row.more
-    ]
+        lines.append(f"*{row.method}*: on held-out images it is right about {shares}. {limit}")
+    return lines
 
 
 def _ablation(found: list[Row]) -> list[str]:
@@ -315,20 +354,20 @@ def _ablation(found: list[Row]) -> list[str]:
     return [
         "## Every method on and off",
         text(
-            f"""{ablation.NETWORK} on the bundled frames, brought down to
-            {ablation.TARGET:.0%} of the machine's steps by one method alone, by all of
-            {", ".join(ablation.STEPS)}, by all but one, and by all with one more;
-            {ablation.EPOCHS} epochs of fine-tuning each, and {ablation.QUANTIZED_EPOCHS} more of
-            integers in the quantization-aware row. A method that cannot go so far alone ends where
-            it can. "lower kernels" takes the same share of each layer's filters, in groups of 16,
-            and to get so far alone makes every kernel 1 x 1: such a network sees colours and no
-            shapes, and fine-tuning cannot help it. So each goes down to {ablation.MILD:.0%} too,
-            the most that trimming whole groups of 16 channels can do alone. Where a row equals "all
-            methods", the method that it leaves out found nothing to do that came closer to the
-            target. In "with a cascade" the network of "all methods" answers first, and images that
-            it is not sure of go to the uncompressed one: the thresholds make it as accurate as that
-            on held-out images, and the row has what this costs. Rows end at other
-            costs: compare accuracies only where these agree."""
+            f"""{ablation.NETWORK} on the bundled frames, brought down to {ablation.TARGET:.0%} of
+            the machine's steps by one method alone, by all of {", ".join(ablation.STEPS)}, by all
+            but one, and by all with one more; {ablation.EPOCHS} epochs of fine-tuning each, and
+            {ablation.QUANTIZED_EPOCHS} more of integers in the quantization-aware row. A method
+            that cannot go so far alone ends where it can. "lower kernels" takes the same share of
+            each layer's filters, in groups of 16, and to get so far alone makes every kernel 1 x 1:
+            such a network sees colours and no shapes, and fine-tuning cannot help it. "without
+            slices" ends there too, since lower kernels must then take what is left to take. So each
+            goes down to {ablation.MILD:.0%} too, the most that trimming whole groups of 16 channels
+            can do alone. Where a row equals "all methods", the method that it leaves out found
+            nothing to do that came closer to the target. In "with a cascade" the network of "all
+            methods" answers first, and images that it is not sure of go to the uncompressed one:
+            the thresholds make it as accurate as that on held-out images, and the row has what this
+            costs. Rows end at other costs: compare accuracies only where these agree."""
         ),
         _rows(found, ablation.METHODS, _pair),
     ]
@@ -355,104 +394,3 @@ def _criteria(found: list[Row]) -> list[str]:
             [[row.method, f"{row.more['untuned']:.2%}"] for row in found],
         ),
     ]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-
-
-def _axes(figure: Figure) -> Any:
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _bars(found: list[Row], path: Path) -> None:
-    """Draw the MACs and the cycles that each method saves on each network."""
-    pairs = sorted({_pair(row) for row in found})
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axes = _axes(figure)
-    width = 0.8 / len(small.LEVELS)
-    for place, method in enumerate(small.LEVELS):
-        for row in found:
-            if row.method != method:
-                continue
-            x = pairs.index(_pair(row)) + (place - 1) * width
-            macs = 100 * (1 - row.macs / row.baseline_macs)
-            cycles = 100 * (1 - row.cycles / row.baseline_cycles)
-            axes.bar(x, macs, width * 0.9, color=COLOURS[place], alpha=0.45)
-            axes.bar(x, cycles, width * 0.45, color=COLOURS[place])
-        axes.bar(0, 0, color=COLOURS[place], label=method)
-    axes.set_xticks(range(len(pairs)), [pair.replace(", ", "\n") for pair in pairs])
-    axes.set_ylabel("saved, %  (wide: MACs, narrow: cycles)")
-    axes.set_ylim(0, 100)
-    axes.legend(loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.14))
-    _save(figure, path)
-
-
-def _label(axes: Any, points: list[tuple[float, float, str]]) -> None:
-    """Write beside each point, in the first of four places where nothing is written yet."""
-    taken: list[tuple[float, float]] = []  # in points of the page, from the axes' origin
-    (start, end), (low, high) = axes.get_xlim(), axes.get_ylim()
-    spots = [
-        ((x - start) / (end - start) * 460, (y - low) / (high - low) * 290) for x, y, _ in points
-    ]
-    for (x, y, text_), (left, up) in zip(points, spots, strict=True):
-        length = 4.4 * len(text_)
-        places = [(6, 5), (6, -11), (-6 - length, 5), (-6 - length, -11)]
-        for dx, dy in places:
-            here = [(left + dx + step, up + dy) for step in range(0, int(length) + 1, 4)]
-            near = [spot for spot in (*taken, *spots) if spot != (left, up)]
-            free = all(abs(a - c) > 5 or abs(b - d) > 9 for a, b in here for c, d in near)
-            if free:
-                break
-        else:
-            dx, dy = places[0]
-            here = []
-        taken += here
-        axes.annotate(text_, (x, y), (dx, dy), textcoords="offset points", fontsize=8)
-
-
-def _scatter(
-    found: list[Row], path: Path, series: Callable[[Row], str], label: Callable[[Row], str]
-) -> None:
-    """Draw the change in accuracy against the share of cycles that is left.
-
-    Of a series' points with one label, such as seeds, the first is labelled.
-    """
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = _axes(figure)
-    for place, name in enumerate(dict.fromkeys(map(series, found))):
-        mine = [row for row in found if series(row) == name]
-        axes.scatter(
-            [100 * row.cycles / row.baseline_cycles for row in mine],
-            [100 * (row.accuracy - row.baseline_accuracy) for row in mine],
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKS[place % len(MARKS)],
-            s=55,
-            label=name,
-        )
-    axes.axhline(0, color="#444444", linewidth=0.8)
-    axes.set_xlabel("cycles left, % of the baseline's")
-    axes.set_ylabel("accuracy less the baseline's, points")
-    axes.set_xlim(0, 115)
-    axes.margins(y=0.15)
-    first = {(series(row), label(row)): row for row in reversed(found)}
-    _label(
-        axes,
-        [
-            (
-                100 * row.cycles / row.baseline_cycles,
-                100 * (row.accuracy - row.baseline_accuracy),
-                label(row) if first[series(row), label(row)] is row else "",
-            )
-            for row in found
-        ],
-    )
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _save(figure, path)

@@ -58,6 +58,16 @@ class Row:
         return self.table, self.network, self.data, self.method, self.seed
 
     @property
+    def saved(self) -> tuple[float, float]:
+        """Shares of the MACs and of the cycles that are saved."""
+        return 1 - self.macs / self.baseline_macs, 1 - self.cycles / self.baseline_cycles
+
+    @property
+    def change(self) -> float:
+        """Change in accuracy, in points."""
+        return 100 * (self.accuracy - self.baseline_accuracy)
+
+    @property
     def origin(self) -> tuple[str, float, str]:
         """Its baseline: machines that differ have trained their own, perhaps as good ones."""
         return self.network, self.baseline_accuracy, self.device
