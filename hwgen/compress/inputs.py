@@ -108,11 +108,23 @@ def layout_of(*networks: nn.Module | Graph | None) -> torch.memory_format:
     """Return how the inputs of networks are best laid out: channels last, if all can take that.
 
     CPUs convolve that fastest; but a map that lies so cannot be viewed as a vector, as
-    ``x.view(x.size(0), -1)`` wants it.
+    ``x.view(x.size(0), -1)`` wants it, and some layers overrun (see :func:`overruns`).
     """
     parts = [p for network in networks if isinstance(network, nn.Module) for p in network.modules()]
-    viewed = any(_views(part.forward, set()) for part in parts)
-    return torch.contiguous_format if viewed else torch.channels_last
+    barred = any(
+        overruns(getattr(part, "weight", None)) or _views(part.forward, set()) for part in parts
+    )
+    return torch.contiguous_format if barred else torch.channels_last
+
+
+def overruns(weight: object) -> bool:
+    """Tell whether a weight is that of a 1x1 convolution of fewer than 8 channels.
+
+    With a stride and channels last, its gradient is written past the end of its memory on CPUs that
+    have AVX2 and no AVX-512 (oneDNN's issue 6035).
+    """
+    shape = weight.shape if isinstance(weight, Tensor) else ()
+    return len(shape) == 4 and shape[1] < 8 and shape[2:] == (1, 1)
 
 
 def _views(function: Callable[..., object], seen: set[CodeType]) -> bool:

@@ -537,10 +537,13 @@ def _batch(
 
 
 def _with_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """Lay the model's weights out so; channels last is what the CPU convolves fastest."""
+    """Lay the model's weights out so; channels last is what the CPU convolves fastest.
+
+    They are cloned because ``contiguous`` leaves a 1x1 kernel's strides, of any format, alone.
+    """
     for parameter in model.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+            parameter.data = parameter.data.clone(memory_format=memory_format)
     return model
 
 

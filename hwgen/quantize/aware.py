@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwgen.compress.inputs import device_of, normalise, preprocess_of, with_preprocess
+from hwgen.compress.inputs import (
+    device_of,
+    normalise,
+    overruns,
+    preprocess_of,
+    with_preprocess,
+)
 from hwgen.compress.training import MASK, Samples, Tick, TrainConfig, train
 from hwgen.ir import (
     AvgPool,
@@ -158,6 +164,8 @@ def convolve_exactly(x: Tensor, weight: Tensor, reach: int, **options: Any) -> T
     output times `reach` bounds every partial sum in any order; below 2**24 float32 is exact. Beyond
     that the input channels are halved until each part is, and the parts are added in float64.
     """
+    if overruns(weight):
+        x, weight = (t.clone(memory_format=torch.contiguous_format) for t in (x, weight))
     worst = float(weight.detach().abs().double().sum(dim=(1, 2, 3)).max()) * reach
     if worst < EXACT_FLOAT32:
         return functional.conv2d(x, weight, **options)

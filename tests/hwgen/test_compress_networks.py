@@ -129,6 +129,21 @@ def test_how_inputs_are_laid_out() -> None:
         assert predict(model.eval(), IMAGES).shape == (40, 4)
 
 
+def test_small_pointwise_convolutions_are_trained_where_they_do_not_overrun() -> None:
+    """Some CPUs write past the gradient of a strided one of fewer than 8 channels, laid out last."""
+    assert layout_of(nn.Conv2d(8, 16, 1), nn.Conv2d(7, 16, 3)) == torch.channels_last
+    model = nn.Sequential(_conv(3, 7), nn.ReLU(), nn.Conv2d(7, 16, 1, stride=2), *_head())
+    model[2].weight.data = model[2].weight.data.clone(memory_format=torch.channels_last)
+    strides = []
+
+    def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        strides.append((inputs[0].stride(), module.weight.stride()))
+
+    model[2].register_forward_pre_hook(watch)
+    train(model, lambda _: (IMAGES, LABELS), TrainConfig(epochs=1, batch_size=20))
+    assert strides == [((7 * 256, 256, 16, 1), (7, 1, 1, 1))] * 2
+
+
 def test_a_map_that_is_viewed_as_a_vector_goes_through_every_method() -> None:
     found = []
     for view in (False, True):
