@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,18 +38,31 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def _locks(config: pytest.Config) -> Path | None:
+    """Return the path, less its ending, of what the workers of one run share; None without any."""
+    run = getattr(config, "workerinput", {}).get("testrunuid")
+    return run and Path(tempfile.gettempdir(), f"shears-tests-{run}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
-    """Let a test marked ``alone`` wait for those of the other processes, and they for it.
+    """Let a test marked ``alone`` wait for those of the other workers, and they for it.
 
     All tests hold one lock, shared or, alone, exclusive. Who waits for it holds the gate, so that
     others' next tests do not pass by one that waits to be alone.
     """
-    locks = item.config.rootpath / "build"
-    locks.mkdir(exist_ok=True)
+    if (locks := _locks(item.config)) is None:
+        return (yield)
     alone = item.get_closest_marker("alone") is not None
-    with open(locks / "tests.lock", "w") as lock:
-        with open(locks / "tests.gate", "w") as gate:
+    with open(f"{locks}.lock", "w") as lock:
+        with open(f"{locks}.gate", "w") as gate:
             fcntl.flock(gate, fcntl.LOCK_EX)
             fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove the locks: whoever still holds one is the last, or will find new ones."""
+    if (locks := _locks(session.config)) is not None:
+        for ending in (".lock", ".gate"):
+            locks.with_suffix(ending).unlink(missing_ok=True)

@@ -644,6 +644,7 @@ def test_an_interrupted_run_leaves_nothing_under_way(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
+    accelerator.timeout_s = 60.0  # it is interrupted long before
     device.faults.append("hang")
     with monkeypatch.context() as patch:
         patch.setattr("host.dma.time.sleep", interrupted)

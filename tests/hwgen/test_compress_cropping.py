@@ -185,6 +185,45 @@ def test_grad_cam_takes_the_last_map_and_the_models_own_answer_by_itself():
     assert np.array_equal(boxes, cam_boxes(grad_cam(model, images, answers)))
 
 
+class Contrast(nn.Module):
+    """Class 1 is for red and against blue, class 0 the reverse; its last map lies a pixel right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU())
+        self.moved = nn.Conv2d(2, 2, (1, 3), padding=(0, 1), bias=False)
+        with torch.no_grad():
+            self.seen[0].weight.zero_()
+            self.moved.weight.zero_()
+            for channel, colour in enumerate((0, 2)):
+                self.seen[0].weight[channel, colour] = 1.0
+                self.moved.weight[channel, channel, 0, 0] = 1.0
+
+    def forward(self, x):
+        y = self.moved(self.seen(x)).mean((2, 3))
+        return y.flip(1) - y
+
+
+def test_what_speaks_against_a_class_is_not_in_its_map():
+    images = np.zeros((2, 4, 8, 3), np.uint8)
+    images[:, 1, 2, 0] = images[:, 3, 4, 2] = 255  # fed as 2.0; each gradient is 1/32 of one pixel
+    wanted = np.zeros((2, 4, 8), np.float32)
+    wanted[0, 1, 3] = wanted[1, 3, 5] = 2 / 32
+    assert np.array_equal(grad_cam(Contrast(), images, np.array([1, 0])), wanted)
+
+
+def test_pseudo_boxes_are_of_the_layer_and_the_split_asked_for():
+    images = np.zeros((3, 4, 8, 3), np.uint8)
+    images[:, 1, 2, 0], images[:, 1, 3, 0] = 255, 179  # fed as 2.0 and 0.81
+    images[:, 2:, 5:, 2] = 255  # the model's own answer is 0
+    found = foreground_boxes(Contrast(), images, np.ones(3), layer="seen", split=0.3, chunk=2)
+    assert np.array_equal(found, np.tile(np.float32([0.25, 0.25, 0.5, 0.5]), (3, 1)))
+    half = foreground_boxes(Contrast(), images, np.ones(3), layer="seen")
+    assert np.array_equal(half, np.tile(np.float32([0.25, 0.25, 0.375, 0.5]), (3, 1)))
+    last = foreground_boxes(Contrast(), images, np.ones(3), split=0.3)
+    assert np.array_equal(last, np.tile(np.float32([0.375, 0.25, 0.625, 0.5]), (3, 1)))
+
+
 def test_cam_boxes_by_hand():
     maps = np.zeros((2, 4, 8))
     maps[0, 1:3, 2:4] = 1.0

@@ -130,7 +130,7 @@ def test_how_inputs_are_laid_out() -> None:
 
 
 def test_small_pointwise_convolutions_are_trained_where_they_do_not_overrun() -> None:
-    """Some CPUs write past the gradient of a strided one of fewer than 8 channels, laid out last."""
+    """Some CPUs write past a strided one's gradient, below 8 channels that are laid out last."""
     assert layout_of(nn.Conv2d(8, 16, 1), nn.Conv2d(7, 16, 3)) == torch.channels_last
     model = nn.Sequential(_conv(3, 7), nn.ReLU(), nn.Conv2d(7, 16, 1, stride=2), *_head())
     model[2].weight.data = model[2].weight.data.clone(memory_format=torch.channels_last)

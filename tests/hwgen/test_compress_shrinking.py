@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hwgen.compress import discover, load_compressed, macs, predict, tap_steps
+from hwgen.compress import discover, load_compressed, macs, predict, shrinking, tap_steps
 from hwgen.compress.cropping import resize_all
 from hwgen.compress.shrinking import ShrinkConfig, shrink
 from hwgen.compress.shrunk import ShrinkPoint, droppable_blocks, shrunk
@@ -226,6 +229,46 @@ def test_contribution_prefers_the_step_with_the_best_saving_for_its_loss():
     assert first.side == 16 and first.width == 1.0 and sum(first.depths) == 3
 
 
+@pytest.mark.parametrize(("noise", "first"), [(1e-4, (3, 16)), (0.01, (4, 12))])
+def test_losses_below_the_noise_are_equal(noise, first):
+    """A block saves 1 and costs 0.001; the smaller side saves 4 and costs 0.008."""
+    config = ShrinkConfig(dimensions=("depth", "side"), sides=(12,), noise=noise, target_saving=0.1)
+    result = shrink(
+        _small(), _images(), Judge(block=0.001, side=0.002), config,
+        cost=lambda model, shape: _blocks(model) + shape[1] - 11,
+    )  # fmt: skip
+    assert (sum(result.path[1].depths), result.path[1].side) == first
+
+
+def test_a_step_takes_as_many_blocks_of_a_stage_as_asked_for():
+    config = ShrinkConfig(dimensions=("depth",), strategy="grid", depth_step=2, target_saving=0.1)
+    result = shrink(_small(), _images(), Judge(), config)
+    points = sorted(trial.point.depths for trial in result.history)
+    assert points == [(0, 0), (0, 1), (1, 0), (1, 1), (3, 0), (3, 1)]
+
+
+TINY = ShrinkConfig(
+    dimensions=("width",), align=1, width_step=0.5, width_min=0.5, target_saving=0.2
+)
+
+
+def _tiny() -> nn.Module:
+    """Two channels: one is large and the same everywhere, the other one is small and varies."""
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[1, 0] = 0.1
+        model[0].bias.copy_(torch.tensor([10.0, 1.0]))
+    return model
+
+
+@pytest.mark.parametrize(("statistic", "kept"), [("mean_abs", 0), ("std", 1)])
+def test_channels_go_by_the_statistic_asked_for(statistic, kept):
+    config = replace(TINY, statistic=statistic)
+    result = shrink(_tiny(), _images(), lambda model, side: 0.5, config, cost=macs)
+    assert torch.equal(result.model[0].bias, _tiny()[0].bias[[kept]])
+
+
 def test_a_contribution_is_measured_again_at_every_step():
     """Once a block is gone, the next one costs a hundred times what the first did."""
 
@@ -418,12 +461,16 @@ def test_a_kill_between_a_trial_and_its_point_changes_nothing(tmp_path):
 
 
 WORKER = """
-import os, sys
+import os, sys, time
+from pathlib import Path
 from tests.hwgen.test_compress_shrinking import Judge, _images, _small
 from hwgen.compress.shrinking import ShrinkConfig, shrink
 
 class Killed(Judge):
     def __call__(self, model, side):
+        Path(f"{sys.argv[1]}.{sys.argv[2]}").touch()
+        while len(list(Path(sys.argv[1]).parent.glob("*.db.*[45]"))) < 2:
+            time.sleep(0.02)  # until the other one has a trial too
         if len(self.seen) == int(sys.argv[2]):
             os._exit(9)
         return super().__call__(model, side)
@@ -455,7 +502,11 @@ def test_processes_share_a_study_and_redo_what_a_killed_one_left(tmp_path):
         subprocess.Popen([sys.executable, "-c", WORKER, path, str(limit)], cwd=root)
         for limit in (4, 5)
     ]
-    assert [worker.wait(60) for worker in workers] == [9, 9]
+    try:
+        assert [worker.wait(300) for worker in workers] == [9, 9]
+    finally:
+        for worker in workers:
+            worker.kill()
     study = optuna.load_study(study_name="shrink", storage=f"sqlite:///{path}")
     left = [t.params for t in study.trials if t.state == TrialState.RUNNING]
     shared = {tuple(t.params.items()) for t in study.trials if t.state == TrialState.COMPLETE}
@@ -470,6 +521,17 @@ def test_processes_share_a_study_and_redo_what_a_killed_one_left(tmp_path):
     redone = [t.params for t in study.trials if t.state == TrialState.COMPLETE]
     assert all(params in redone for params in left)
     study._storage.remove_session()
+
+
+def test_only_trials_of_this_machine_are_taken_for_dead(monkeypatch):
+    study = optuna.create_study(direction="maximize")
+    for host in ("elsewhere", platform.node()):
+        name = f"{host}:{2**31 - 1}:earlier"  # a process of a number that no system reaches
+        study.ask().set_user_attr("worker", name)
+    monkeypatch.setattr(shrinking, "open_study", lambda *_: nullcontext(study))
+    config = replace(TINY, strategy="random", trials=1)
+    shrink(_tiny(), _images(), lambda model, side: 0.5, config, cost=macs)
+    assert [trial.state for trial in study.trials[:2]] == [TrialState.RUNNING, TrialState.FAIL]
 
 
 def test_a_study_of_another_search_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hwgen.compress import (
     Augment,
@@ -19,6 +20,7 @@ from hwgen.compress import (
     predict,
     reestimate_bn,
     train,
+    with_preprocess,
 )
 from hwgen.compress.identity import digest
 from hwgen.compress.inputs import MEAN, STD
@@ -146,6 +148,92 @@ def test_the_loss_with_a_teacher_is_that_of_hinton():
     p, q = log_softmax(soft / 4.0), log_softmax(y / 4.0)
     divergence = (np.exp(p) * (p - q)).sum(axis=1).mean()
     np.testing.assert_allclose(report.losses[0], 0.7 * hard + 0.3 * 16.0 * divergence, rtol=1e-5)
+
+
+def test_the_loss_with_smoothed_labels_is_that_of_softened_targets():
+    images, labels = _toy(16)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    config = TrainConfig(epochs=1, batch_size=16, label_smoothing=0.3)
+    _, report = train(model, lambda _: (images, labels), config)
+    y = predict(model, images).astype(np.float64)
+    logs = y - np.log(np.exp(y).sum(axis=1, keepdims=True))
+    wanted = -((0.7 * np.eye(3)[labels] + 0.3 / 3) * logs).sum(axis=1).mean()
+    np.testing.assert_allclose(report.losses[0], wanted, rtol=1e-5)
+
+
+def _constant(*values: float) -> nn.Module:
+    """Return a network that says this of black frames, whatever its weights."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, len(values)))
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor(values))
+    return with_preprocess(model, 0.0, 1.0)
+
+
+BLACK = np.zeros((6, 2, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"),
+    [("mse", 0.5**2 + 0.25**2 + 0.025**2), ("smooth_l1", 0.475 + 0.225 + 0.025**2 / 0.1)],
+)
+def test_a_loss_of_boxes_by_hand(loss, wanted):
+    """Errors of 0.5, -0.25, 0.025 and 0, of which one is below a twentieth of the frame."""
+    config = TrainConfig(epochs=1, batch_size=6, loss=loss)
+    model, targets = _constant(1.0, 0.25, 0.525, 0.5), np.full((6, 4), 0.5, np.float32)
+    _, report = train(model, lambda _: (BLACK, targets), config)
+    assert report.losses == [pytest.approx(wanted / 4, rel=1e-5)]
+
+
+@pytest.mark.parametrize(("optimizer", "left"), [("adamw", 1 - 0.25), ("sgd", 1 - 1.9 * 0.25)])
+def test_weight_decay_shrinks_weights_and_no_biases(optimizer, left):
+    """One step of a rate of 0.5 without any gradient; Nesterov's momentum takes 1.9 times it."""
+    model, targets = _constant(1.0, 2.0), np.tile(np.float32([1, 2]), (6, 1))
+    config = TrainConfig(
+        epochs=1, batch_size=6, loss="mse", optimizer=optimizer, learning_rate=0.5, weight_decay=0.5
+    )
+    trained, report = train(model, lambda _: (BLACK, targets), config)
+    assert report.losses == [0.0] and torch.equal(trained[1].bias, model[1].bias)
+    torch.testing.assert_close(trained[1].weight, left * model[1].weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_rate_warms_up_and_then_follows_a_cosine_to_zero(optimizer):
+    images, labels = _toy(20)
+    config = TrainConfig(
+        epochs=5, batch_size=10, optimizer=optimizer, learning_rate=0.01, warmup=0.2
+    )
+    rates = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.extend({group["lr"] for group in optimizer.param_groups})
+    )
+    try:
+        train(_model(), lambda _: (images, labels), config)
+    finally:
+        hook.remove()
+    cosine = 0.5 + 0.5 * np.cos(np.pi * np.arange(8) / 8)
+    np.testing.assert_allclose(rates, 0.01 * np.array([0.5, 1.0, *cosine]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("augment", [Augment(flip=True), Augment(shift=2), Augment(cutout=3)])
+def test_a_classifier_sees_augmented_images_other_ones_in_each_epoch(augment, rng):
+    images, labels = rng.integers(0, 256, (16, 8, 8, 3)).astype(np.uint8), np.arange(16) % 3
+    seen = []
+
+    class Onlooker(nn.Linear):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x.flatten(1))
+
+    config = TrainConfig(epochs=2, batch_size=8, augment=augment)
+    train(Onlooker(192, 3), lambda _: (images, labels), config)
+    shown = iter(seen)
+    for epoch in range(2):
+        draw = np.random.default_rng((0, epoch))
+        for index in np.split(draw.permutation(16), 2):
+            x = next(shown)
+            assert torch.equal(x, normalise(augment(images[index], draw)))
+            assert not torch.equal(x, normalise(images[index]))
 
 
 def test_a_cut_out_square_is_grey_and_nothing_else_changes():

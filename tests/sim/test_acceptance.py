@@ -122,9 +122,12 @@ def test_published_networks(
     cycles = counters["CYCLES_TOTAL"]
     busy = (bundle.macs - bundle.padding_macs) / (CONFIG.macs_per_cycle * cycles)
     codes = rng.integers(-128, 128, (1, 32, 32, 3)).astype(np.int8)
-    start = time.perf_counter()
-    integers = evaluate_integer(graph, codes)[graph.outputs[0]]
-    seconds = time.perf_counter() - start
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        integers = evaluate_integer(graph, codes)[graph.outputs[0]]
+        taken.append(time.process_time() - start)
+    seconds = min(taken)
     assert np.array_equal(GoldenRun(bundle).run(codes[0])[0].reshape(-1), integers.reshape(-1))
     print(f"{name}: {cycles} cycles, {100 * busy:.1f} % busy, integer graph {seconds:.4f} s")
     assert cycles <= most_cycles and busy >= 0.9
