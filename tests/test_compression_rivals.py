@@ -107,3 +107,45 @@ def test_what_a_rival_cannot_do_is_said():
         rivals.slimming(model, structure, structure.space_of("0"))
     with pytest.raises(ValueError, match="cannot bring the cost down to 1"):
         rivals.trim_by(model, _images(), rivals.l1, macs, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, (3, 16)),  # the first layer's small filters alone
+        ({"uniform": True}, (5, 10)),  # 5 / 8 of each layer
+        ({"align": 4}, (4, 12)),
+        ({"align": 4, "uniform": True}, (4, 12)),
+    ],
+)
+def test_depgraph_stops_at_the_first_network_that_meets_the_target(options, left):
+    pytest.importorskip("torch_pruning")
+    model, target = _planted(), 64 * (5 * 27 + 10 * 5 * 9 + 4 * 10)  # MACs of 5 and 10 filters
+    pruned = rivals.depgraph(model, 8, macs, target, last="7", steps=16, **options)
+    assert (pruned[0].out_channels, pruned[3].out_channels) == left
+    assert pruned[7].out_features == 4 and macs(pruned, (3, 8, 8)) <= target
+    assert (model[0].out_channels, model[3].out_channels) == (8, 16)
+
+
+def test_depgraph_returns_the_first_of_the_cheapest_where_the_target_is_out_of_reach():
+    pytest.importorskip("torch_pruning")
+
+    def cost(model: nn.Module, shape: tuple[int, int, int]) -> float:
+        return max(4, model[0].out_channels)
+
+    pruned = rivals.depgraph(_planted(), 8, cost, 0.0, last="7", steps=16, uniform=True)
+    assert (pruned[0].out_channels, pruned[3].out_channels) == (4, 8)
+
+
+def _planted() -> nn.Sequential:
+    """Return a network of which 6 of the first layer's 8 filters are small."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 64, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for small in (model[0].weight[:6], model[1].weight[:6], model[3].weight[:, :6]):
+            small *= 1e-3
+    return model

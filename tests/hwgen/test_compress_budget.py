@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from hwgen.compress import (
+    ApproximationConfig,
     BudgetConfig,
+    KernelConfig,
     TrainConfig,
     accuracy,
     compress_to_budget,
@@ -232,6 +234,44 @@ def test_maps_are_made_up_where_they_can_be(trained):
     # Batch norms are estimated anew on the calibration images, in the comparison as well.
     reference = reestimate_bn(model, CALIBRATION)
     torch.testing.assert_close(small(same), reference(same), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "gone"),
+    [
+        ({"methods": ("trim",)}, 0),
+        ({"methods": ("trim",), "statistic": "max"}, 1),
+        ({"approximation": ApproximationConfig(importance="relevance")}, 0),
+        ({"approximation": ApproximationConfig(importance="relevance", statistic="max")}, 1),
+    ],
+)
+def test_channels_go_by_the_knobs_given(knobs, gone, rng):
+    """Channel 0 is bright in few pixels and has the least mean, 1 is a third of 2."""
+    images = np.full((8, 16, 16, 3), 128, np.uint8)
+    images[:, ::8, ::8, 0] = 255
+    ramp = rng.integers(0, 42, (8, 16, 16))
+    ramp[0, 0, 0] = 42
+    images[..., 1], images[..., 2] = 128 + ramp, 129 + 3 * ramp
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(768, 4))
+    with torch.no_grad():
+        model[0].weight[..., 0, 0] = torch.eye(3)
+        model[0].bias.zero_()
+    config = BudgetConfig(**{"methods": ("approximate",), "align": 1, "max_steps": 1, **knobs})
+    small, _ = compress_to_budget(model, images, lambda _: 1.0, config, cost=macs)
+    left = [channel for channel in range(3) if channel != gone]
+    assert torch.equal(small[0].weight[..., 0, 0], torch.eye(3)[left])
+
+
+def test_kernels_are_lowered_by_the_knobs_given(trained):
+    kernels = KernelConfig(ladder=(5, 1), weights="centre_crop")
+    config = BudgetConfig(methods=("lower",), align=32, kernels=kernels, max_steps=1)
+    small, report = compress_to_budget(trained, CALIBRATION, lambda _: 1.0, config)
+    target = report.steps[0].target
+    weight = trained.get_submodule(target).weight
+    centre = torch.zeros_like(weight)
+    middle = weight.shape[2] // 2
+    centre[:, :, middle, middle] = weight[:, :, middle, middle]
+    assert torch.equal(small.get_submodule(target).weight, centre)
 
 
 def test_tightest_bisects_to_the_last_level_that_holds():

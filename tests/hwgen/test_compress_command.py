@@ -23,8 +23,11 @@ from hwgen.arch import Bundle
 from hwgen.boards import load_board
 from hwgen.cli import main
 from hwgen.compress import (
+    ApproximationConfig,
     Augment,
+    BudgetConfig,
     CompressionConfig,
+    KernelConfig,
     TrainConfig,
     accuracy,
     compress_network,
@@ -39,14 +42,21 @@ from hwgen.compress import (
     with_preprocess,
 )
 from hwgen.compress.budget import floor_of
-from hwgen.compress.pipeline import cost_named
+from hwgen.compress.pipeline import _Run, cost_named
+from hwgen.compress.relevance import FineTune
 from hwgen.compress.report import (
+    CompressionReport,
+    Figures,
+    LayerRow,
     Trial,
+    _kernel_picture,
     draw_accuracy,
+    draw_kernels,
     draw_relevance,
     layer_rows,
     write_report,
 )
+from hwgen.compress.training import Samples
 from hwgen.datasets import Dataset, Splits, load_npz, load_splits
 from hwgen.demo_training import progress_bars
 from hwgen.quantize import quantize_model, read_calibration
@@ -344,6 +354,91 @@ def test_the_picture_shows_every_network_within_the_budget(
     assert "mean and std: 0.5; 0.25" in page and "&quot;retrain&quot;" not in page
 
 
+def _report() -> CompressionReport:
+    """Return a report of a layer that lost a tile of inputs, a group of outputs and a position."""
+    return CompressionReport(
+        before=Figures(0.9, 0.9, 0.9, macs=5000, parameters=500, steps=1000, cycles=2000),
+        after=Figures(0.88, 0.87, 0.86, macs=2000, parameters=200, steps=600, cycles=1500),
+        floor=0.87,
+        cost="steps",
+        trials=[
+            Trial("trim", "conv", 0.91, 800, True),
+            Trial("slices", "keep 0.5", 0.8, 500, False),
+            Trial("trim", "conv", 0.88, 600, True),
+        ],
+        refused=[],
+        layers=[
+            LayerRow(
+                "conv", "conv", (1, 2), 32, 16, 48, 32, 5000, 2000, groups_before=3,
+                tiles_before=2, taps=[["10"], ["11"]], relevance_before=None, relevance=None,
+            )
+        ],
+        config={},
+        seed=0,
+        board="pynq-z2",
+        clock_hz=100_000_000,
+        device="CPU",
+        images={"train": 3, "validation": 2, "test": 1},
+        seconds={},
+    )  # fmt: skip
+
+
+def test_the_kernel_map_tells_what_is_computed_from_what_is_not() -> None:
+    report = _report()
+    assert _kernel_picture(report.layers[0], position=2, gap=1).tolist() == [
+        [3, 0, 2, 0, 0, 1, 0, 1, 0],
+        [0] * 9,
+        [0] * 9,
+        [3, 0, 3, 0, 0, 1, 0, 1, 0],
+        [0] * 9,
+        [0] * 9,
+        [1, 0, 1, 0, 0, 1, 0, 1, 0],
+        [0] * 9,
+    ]
+    figure = draw_kernels(report)
+    key = {
+        patch.get_label(): patch.get_facecolor()[:3] for patch in figure.legends[0].get_patches()
+    }
+    shown = figure.axes[0].images[0].get_array()
+    names = ("computed", "position left out", "channels gone")
+    assert [tuple(shown[0, x]) for x in (0, 8, 22)] == [key[name] for name in names]
+
+
+def test_the_accuracy_plot_has_every_network_where_it_is() -> None:
+    axes = draw_accuracy(_report()).axes[0]
+    points = {dots.get_label(): dots.get_offsets().tolist() for dots in axes.collections}
+    edge = points.pop("slices, not taken\n(on the lower edge: below)")
+    assert points == {
+        "before": [[1000, 100 * 0.9]],
+        "trim": [[800, 100 * 0.91], [600, 100 * 0.88]],
+        "the result": [[600, 100 * 0.88]],
+    }
+    assert edge[0][0] == 500 and axes.get_ylim()[0] < edge[0][1] < 87
+    path = next(line for line in axes.lines if len(line.get_xdata()) == 3)
+    assert path.get_xydata().tolist() == points["before"] + points["trim"]
+
+
+def test_the_pages_tables_have_each_number_in_its_column(tmp_path: Path) -> None:
+    text = write_report(tmp_path, _report()).read_text()
+    lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", text)]
+    head = next(line for line in lines if line[0] == "layer")
+    layer = dict(zip(head, lines[lines.index(head) + 1], strict=True))
+    assert layer == {
+        "layer": "conv",
+        "kind": "conv",
+        "kernel": "1x2",
+        "inputs": "32 \N{RIGHTWARDS ARROW} 16",
+        "outputs": "48 \N{RIGHTWARDS ARROW} 32",
+        "MACs before": "5,000",
+        "MACs after": "2,000",
+        "saved": "60.0 %",
+        "positions computed": "75.0 %",
+    }
+    assert ["", "before", "after", "change"] in lines
+    assert ["steps of the array", "1,000", "600", "-40.0 %"] in lines
+    assert ["2", "slices", "keep 0.5", "80.00 %", "500", "not taken"] in lines
+
+
 def test_without_a_terminal_progress_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as tick:
         for done in (1, 2, 3):
@@ -402,6 +497,78 @@ def test_a_last_fine_tuning_that_ruins_is_not_taken(
     last = report.trials[-1]
     assert last.method == "fine-tune" and not last.taken and last.accuracy == 0.25
     assert accuracy(model, splits.validation.images, splits.validation.labels) >= report.floor
+
+
+def test_a_last_fine_tuning_that_costs_more_is_not_taken(
+    splits: Splits, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However good it is: here it is the original once more."""
+    monkeypatch.setattr("hwgen.compress.pipeline.train", lambda *_, **__: (trained, None))
+    lower = copy.deepcopy(trained)
+    with torch.no_grad():
+        lower.get_submodule("0").weight.zero_()
+    run = _Run(trained, splits, tmp_path, QUICK, None, None)
+    step = Trial("lower", "0", 0.9, 1.0, True)
+    run.trials = [step]
+    assert run.finished(trained, lower) is lower
+    right, cost = run.validate(trained), run.cost(trained, SHAPE)
+    assert run.trials == [step, Trial("fine-tune", "1 epochs", right, cost, False)]
+
+
+def test_slices_that_save_nothing_are_not_taken(
+    splits: Splits, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hwgen.compress.pipeline.lower_slices", lambda *_, **__: (trained, None))
+    run = _Run(trained, splits, tmp_path, QUICK, None, None)
+    assert run.slices(trained, trained, floor=0.0) is trained
+    assert run.trials and not any(trial.taken for trial in run.trials)
+
+
+def test_steps_have_the_knobs_given_and_their_share_of_the_images(
+    splits: Splits, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[BudgetConfig] = []
+    images: list[int] = []
+
+    def retrain(model: nn.Module, samples: Samples, *_: object, **__: object) -> object:
+        images.append(len(samples(0)[0]))
+        return model, None
+
+    def steps(
+        model: nn.Module, _: object, __: object, config: BudgetConfig, **more: FineTune
+    ) -> object:
+        configs.append(config)
+        more["fine_tune"](model)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hwgen.compress.pipeline.train", retrain)
+    monkeypatch.setattr("hwgen.compress.pipeline.compress_to_budget", steps)
+    config = replace(
+        QUICK,
+        methods=("approximate", "trim", "slices"),
+        step_share=0.25,
+        max_steps=7,
+        rejections=4,
+        statistic="max",
+        kernels=KernelConfig(ladder=(5, 1), importance="energy"),
+        approximation=ApproximationConfig(terms=3, ridge=0.1),
+        seed=9,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        compress_network(trained, splits, tmp_path, config)
+    assert images == [50]  # of 200
+    assert configs == [
+        BudgetConfig(
+            max_loss=0.05,
+            methods=("trim", "approximate"),
+            align=16,
+            statistic="max",
+            kernels=KernelConfig(ladder=(5, 1), importance="energy", seed=9),
+            approximation=ApproximationConfig(terms=3, ridge=0.1, seed=9),
+            rejections=4,
+            max_steps=7,
+        )
+    ]
 
 
 def test_every_option_reaches_the_pipeline(
