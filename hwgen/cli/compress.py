@@ -55,6 +55,7 @@ def compress(arguments: argparse.Namespace) -> Report:
         step=replace(plain.step, epochs=whole, learning_rate=rate / 2, augment=augment),
         step_share=arguments.step_epochs / whole if whole > 0 else 1.0,
         finish=replace(plain.finish, epochs=arguments.epochs, learning_rate=rate, augment=augment),
+        integers=replace(plain.integers, epochs=arguments.integer_epochs, augment=augment),
         distill=not arguments.no_distill,
         max_steps=arguments.max_steps,
         rejections=arguments.rejections,
@@ -108,6 +109,9 @@ def compress(arguments: argparse.Namespace) -> Report:
     files = "report.html, report.json, compressed.pt, calibration.npz"
     if arguments.train:
         files += ", original.pt (the network before)"
+    if arguments.integer_epochs:
+        print(f"{out}: bundle (the integers that were trained), {files}")
+        return report.to_dict()
     print(f"{out}: {files}. To compile:\n  {shlex.join(command)}")
     return report.to_dict()
 

@@ -83,6 +83,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="between steps; 0.25 is a quarter of the data",
     )
+    sub.add_argument(
+        "--integer-epochs",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="train the result's int8 integers on, and compile them into a bundle",
+    )
     sub.add_argument("--max-steps", type=int, default=1000, help="before slices are lowered")
     sub.add_argument(
         "--rejections", type=int, default=3, help="of steps that lose too much, before the last"

@@ -3,8 +3,9 @@
 
 The accuracy budget is spent in three stages: steps of trimming, lowering and approximating
 (:mod:`hwgen.compress.budget`), then slices of kernels as far as what is left of the budget lets
-them go (:mod:`hwgen.compress.slice_reduction`), then fine-tuning. Every stage is kept, so that a
-run that was stopped goes on, with the same result.
+them go (:mod:`hwgen.compress.slice_reduction`), then fine-tuning; last, if asked for, integers are
+trained and compiled. Every stage is kept, so that a run that was stopped goes on, with the same
+result.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hwgen.arch.bundle import Bundle
 from hwgen.arch.files import replacing
 from hwgen.boards import load_board
 from hwgen.compress.budget import BudgetConfig, Method, compress_to_budget, floor_of, tightest
@@ -60,6 +62,7 @@ from hwgen.compress.training import (
     with_masks,
 )
 from hwgen.datasets import Dataset, Splits
+from hwgen.ir.graph import Graph
 from hwgen.ir.preprocess import for_channels
 
 if TYPE_CHECKING:
@@ -94,6 +97,10 @@ class CompressionConfig:
         norms are re-estimated.
     finish
         Fine-tuning of each network that slices are tried on, and of the result.
+    integers
+        Training of the result through the machine's own integers
+        (:func:`hwgen.quantize.fine_tune_quantized`), which are compiled into a bundle; no epochs
+        to quantize after training alone.
     distill
         Whether retraining also learns the answers of the network as it was.
     max_steps, rejections
@@ -116,6 +123,7 @@ class CompressionConfig:
     step: TrainConfig = TrainConfig(epochs=1, learning_rate=1e-3)
     step_share: float = 1.0
     finish: TrainConfig = TrainConfig(epochs=10, learning_rate=2e-3)
+    integers: TrainConfig = TrainConfig(epochs=0, learning_rate=1e-3, weight_decay=0.0)
     distill: bool = True
     max_steps: int = 1000
     rejections: int = 3
@@ -194,6 +202,7 @@ _DECIDED = {
     "learn": ("seed",),
     "step": ("seed",),
     "finish": ("seed",),
+    "integers": ("seed",),
 }
 """Knobs of the methods that the pipeline decides itself."""
 
@@ -226,9 +235,11 @@ def compress_network(
         Gets ``compressed.pt``, the state dict that
         :func:`~hwgen.compress.structure.load_compressed` restores; ``original.pt``, that of the
         network before, if it was trained here; ``calibration.npz``, images for `shears compile`,
-        with mean, std and class names; ``report.json``, ``report.html`` and its pictures; and
-        ``checkpoints``, in which a run with the same arguments goes on. One with others goes on
-        from the trained network alone, if what that depends on is the same.
+        with mean, std and class names; ``bundle``, the compiled network, if its integers were
+        trained; ``report.json``, ``report.html`` and its pictures; and ``checkpoints``, in which a
+        run with the same arguments goes on. One with others goes on from the trained network alone,
+        if what that depends on is the same; one that differs in ``integers``, from the compressed
+        one.
     config
         The knobs.
     progress
@@ -260,11 +271,15 @@ def compress_network(
     smaller = run.steps(base)
     smaller = run.slices(base, smaller, floor)
     smaller = _on_cpu(run.finished(base, smaller))
-    report = run.report(_on_cpu(base), smaller, floor, dict(described or {}))
+    graph = run.integers(base, smaller)
+    report = run.report(_on_cpu(base), smaller, graph, floor, dict(described or {}))
     save_atomically(smaller.state_dict(), run.out / "compressed.pt")
     if config.learn.epochs:
         save_atomically(_on_cpu(base).state_dict(), run.out / "original.pt")
-    run.calibration(smaller).save(run.out / "calibration.npz")
+    calibration = run.calibration(smaller)
+    calibration.save(run.out / "calibration.npz")
+    if config.integers.epochs:
+        run.compiled(graph, calibration).save(run.out / "bundle")
     write_report(run.out, report)
     return smaller, report
 
@@ -349,7 +364,8 @@ class _Run:
         start += [self.splits.train.images, self.splits.train.labels]
         code = [room / name for name in ("inputs.py", "training.py")]
         learning = digest(*start, self.config.learn, *(path.read_bytes() for path in code))
-        rest: list[object] = [self.config, self.board]
+        others = replace(self.config, integers=CompressionConfig.integers)
+        rest: list[object] = [others, self.board]
         for split in (self.splits.validation, self.splits.test):
             rest += [split.images, split.labels]
         code = sorted(room.glob("*.py"))
@@ -613,6 +629,56 @@ class _Run:
         self.trials.append(Trial("fine-tune", target, value, spent, taken=better))
         return tuned if better else model
 
+    def integers(self, base: nn.Module, model: nn.Module) -> Graph:
+        """Quantize; train the integers on if that is asked for, and keep the best on validation."""
+        from hwgen.quantize import fine_tune_quantized
+
+        knobs = replace(self.config.integers, seed=self.config.seed)
+        if not knobs.epochs:
+            return self.quantized(model)
+        if not self.config.distill:
+            knobs = replace(knobs, distill_weight=0.0)
+        graph, report = fine_tune_quantized(
+            copy.deepcopy(model).to(device_of(self.model)),
+            self.samples(),
+            knobs,
+            calibration=self.inputs(model),
+            teacher=base,
+            validate=self.validate,
+            checkpoint=self.folder / f"integers-{digest(knobs)[:8]}.checkpoint",
+            progress=self.tick,
+            name="integers",
+        )
+        before, best = report.accuracies[0], report.accuracies[report.best_epoch]
+        self.note(
+            f"integers: right on {before:.2%} of the validation images when quantized, on "
+            f"{best:.2%} after {report.best_epoch} of {knobs.epochs} epochs"
+        )
+        return graph
+
+    def quantized(self, model: nn.Module) -> Graph:
+        """Quantize after training."""
+        from hwgen.quantize import quantize_model
+
+        inputs = self.inputs(model)
+        return quantize_model(model, inputs[:1], inputs)
+
+    def inputs(self, model: nn.Module) -> torch.Tensor:
+        """Return the calibration images as the network is fed them."""
+        return normalise(self.images, preprocess=preprocess_of(model)).contiguous()
+
+    def compiled(self, graph: Graph, fed: Calibration) -> Bundle:
+        """Compile the integers for the board."""
+        from hwgen.backends import program
+
+        return program.emit(
+            graph,
+            self.board.config,
+            name=type(self.model).__name__,
+            preprocess=fed.preprocess,
+            labels=fed.labels,
+        )
+
     def calibration(self, model: nn.Module) -> Calibration:
         """Return what `shears compile` takes beside the network."""
         from hwgen.quantize import Calibration
@@ -620,7 +686,7 @@ class _Run:
         fed, names = preprocess_of(model), self.splits.train.class_names
         outputs = predict(model, self.splits.train.images[:1]).shape[1]
         return Calibration(
-            normalise(self.images, preprocess=fed).contiguous().numpy(),
+            self.inputs(model).numpy(),
             for_channels(fed, self.shape[0]),
             tuple(names) if len(names) == outputs else None,
         )
@@ -632,13 +698,9 @@ class _Run:
             knobs[name] = {key: value for key, value in knobs[name].items() if key not in unused}
         return knobs
 
-    def figures(self, model: nn.Module) -> Figures:
-        """Measure one network; this is where the test split is seen."""
-        from hwgen.quantize import quantize_model
-
+    def figures(self, model: nn.Module, graph: Graph) -> Figures:
+        """Measure one network and its integers; this is where the test split is seen."""
         test = self.splits.test
-        inputs = normalise(self.images, preprocess=preprocess_of(model))
-        graph = quantize_model(model, inputs[:1], inputs)
         return Figures(
             validation=self.validate(model),
             test=accuracy(model, test.images, test.labels),
@@ -653,14 +715,15 @@ class _Run:
         self,
         base: nn.Module,
         smaller: nn.Module,
+        graph: Graph,
         floor: float,
         described: dict[str, str],
     ) -> CompressionReport:
         """Measure both networks and gather what was done."""
         figures = []
-        for number, model in enumerate((base, smaller)):
+        for number, measured in enumerate(((base, self.quantized(base)), (smaller, graph))):
             self.tick("measuring", number, 2)
-            figures.append(self.figures(model))
+            figures.append(self.figures(*measured))
         self.tick("measuring", 2, 2)
         machine = self.board.config
         return CompressionReport(

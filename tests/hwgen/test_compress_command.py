@@ -19,7 +19,7 @@ from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 from torch import nn
 
-from hwgen.arch import Bundle
+from hwgen.arch import Bundle, GoldenRun
 from hwgen.boards import load_board
 from hwgen.cli import main
 from hwgen.compress import (
@@ -892,3 +892,46 @@ def test_the_command_in_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = json.loads((tmp_path / "build" / "compress" / "report.json").read_text())
     assert report["after"]["validation"] >= report["floor"]
     assert report["after"]["cycles"] < report["before"]["cycles"]
+
+
+def test_integers_are_trained_and_compiled(
+    folder: Path, splits: Splits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundle is right about as many test images as the report says its integers are."""
+    out = folder / "integers"
+    options = ("--weights", str(folder / "weights.pt"), "--methods", "trim", "--max-steps", "1")
+    assert compress(folder, *options, "--integer-epochs", "2", "--out", str(out)) == 0
+    said = capsys.readouterr()
+    assert re.search(r"integers: right on .*% .* when quantized, on .*% after \d of 2", said.err)
+    assert "bundle (the integers that were trained)" in said.out and "compile" not in said.out
+    bundle, test = Bundle.load(out / "bundle"), splits.test
+    assert bundle.labels == tuple("0123") and bundle.mean == (0.5,) * 3
+    golden, right = GoldenRun(bundle), 0
+    for image, label in zip(normalise(test.images).numpy(), test.labels, strict=True):
+        (codes,) = golden.run(bundle.quantize_input(image))
+        right += int(bundle.dequantize_output(0, codes).argmax()) == label
+    after = json.loads((out / "report.json").read_text())["after"]
+    assert after["int8_test"] == right / len(test)
+
+
+def test_interrupted_integers_go_on_and_other_epochs_of_them_redo_nothing_else(
+    splits: Splits, trained: nn.Module, tmp_path: Path
+) -> None:
+    training = replace(QUICK.finish, epochs=2, weight_decay=0.0)
+    config = replace(QUICK, methods=("trim",), max_steps=1, integers=training)
+    compress_network(trained, splits, tmp_path / "whole", config)
+    compress_network(trained, splits, tmp_path / "parts", replace(config, integers=QUICK.integers))
+    assert not (tmp_path / "parts" / "bundle").exists()
+    began: list[str] = []
+
+    def progress(name: str, done: int, total: int) -> None:
+        began.append(name)
+        if began.count("integers") == 10:  # in the second epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress_network(trained, splits, tmp_path / "parts", config, progress=progress)
+    compress_network(trained, splits, tmp_path / "parts", config, progress=progress)
+    assert set(began) == {"integers", "measuring"}
+    whole, parts = (Bundle.load(tmp_path / name / "bundle") for name in ("whole", "parts"))
+    assert whole.to_files() == parts.to_files()
