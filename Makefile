@@ -73,8 +73,6 @@ bench-frames: setup  ## what it costs to cut and resize on the way in, on the RT
 
 # Without DATA, only what needs no other data than the bundled frames.
 bench-compression: setup  ## train, compress, compare; DATA=FOLDER of data; hours, goes on when stopped
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) \
-	    -c constraints.txt -e '.[bench]'
 	@.venv/bin/python -m benchmarks.compression $(if $(DATA),--data $(DATA))
 
 bench-place: setup  ## place and route the open board (ECP5); ten minutes

@@ -119,7 +119,6 @@ def test_what_a_rival_cannot_do_is_said():
     ],
 )
 def test_depgraph_stops_at_the_first_network_that_meets_the_target(options, left):
-    pytest.importorskip("torch_pruning")
     model, target = _planted(), 64 * (5 * 27 + 10 * 5 * 9 + 4 * 10)  # MACs of 5 and 10 filters
     pruned = rivals.depgraph(model, 8, macs, target, last="7", steps=16, **options)
     assert (pruned[0].out_channels, pruned[3].out_channels) == left
@@ -128,7 +127,6 @@ def test_depgraph_stops_at_the_first_network_that_meets_the_target(options, left
 
 
 def test_depgraph_returns_the_first_of_the_cheapest_where_the_target_is_out_of_reach():
-    pytest.importorskip("torch_pruning")
 
     def cost(model: nn.Module, shape: tuple[int, int, int]) -> float:
         return max(4, model[0].out_channels)

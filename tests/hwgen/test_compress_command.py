@@ -584,7 +584,7 @@ def test_every_option_reaches_the_pipeline(
     options = (
         "--budget 3% --cost macs --methods trim,slices --board ulx3s-85f --train 2 --step-epochs "
         "0.25 --epochs 7 --learning-rate 0.004 --max-steps 5 --rejections 4 --seed 9 --flip "
-        "--shift 2 --no-distill"
+        "--shift 2 --no-distill --integer-epochs 3"
     )
     assert compress(folder, *options.split()) == 1 and "seen" in capsys.readouterr().err
     plain, augment = CompressionConfig(), Augment(flip=True, shift=2)
@@ -598,6 +598,7 @@ def test_every_option_reaches_the_pipeline(
             step=replace(plain.step, epochs=1, learning_rate=0.002, augment=augment),
             step_share=0.25,
             finish=replace(plain.finish, epochs=7, learning_rate=0.004, augment=augment),
+            integers=replace(plain.integers, epochs=3, augment=augment),
             distill=False,
             max_steps=5,
             rejections=4,
