@@ -37,6 +37,8 @@ def test_a_row_replaces_the_one_of_its_key_alone(no_rows: None) -> None:
     for row in (_row("b"), _row("a"), _row("a", seed=1), _row("a", accuracy=0.7)):
         rows.write(row)
     assert rows.read() == [_row("a", accuracy=0.7), _row("a", seed=1), _row("b")]
+    rows.write(replace(_row("b"), baseline_accuracy=0.1))  # another machine's
+    assert [row.baseline_accuracy for row in rows.read()[2:]] == [0.1, _row("b").baseline_accuracy]
     assert rows.has("t", "n", "d", "a", 1) and not rows.has("t", "n", "d", "b", 1)
 
 
@@ -191,6 +193,6 @@ def test_a_recipe_has_the_rows_that_it_asks_for() -> None:
         ({"uniform": True}, {f"DepGraph, uniform, at equal {by}" for by in ("MACs", "cycles")}),
         ({"cascade": ("another", 0.5)}, {"cascade", "all methods + cascade"}),
         ({"network": "ResNet-20"}, {"all methods, milder"}),
-        ({"network": "VGG-16-BN"}, {"all methods, mostly width", "all methods, one round"}),
+        ({"network": "VGG-16-BN"}, {"all methods, two rounds", "all methods, mostly width"}),
     ):
         assert set(cifar.methods(replace(recipe, **change))) - set(plain) == more

@@ -71,7 +71,10 @@ def _cifar(found: list[Row]) -> Iterable[Line]:
             and row.method.startswith("all methods")
         ]
         near = [row for row in ours if row.change >= -0.3]
-        for best in sorted(near, key=lambda row: -row.saved[kind])[:1]:
+        # Of those that save enough the most accurate, or else what saves most.
+        for best in sorted(
+            near, key=lambda row: (min(row.saved[kind], least), row.change), reverse=True
+        )[:1]:
             yield (
                 f"{network}: {('MACs', 'cycles')[kind]} saved at 0.3 points",
                 f"{least:.1%}",
@@ -84,13 +87,11 @@ def _cifar(found: list[Row]) -> Iterable[Line]:
 
 
 def _rivals(found: list[Row]) -> Iterable[Line]:
-    ours = {
-        (row.network, *row.origin, row.seed): row for row in _of(found, cifar.TABLE, "all methods")
-    }
+    ours = cifar.ours(found)
     for cost, strictly in (("MACs", False), ("cycles", True)):
         leads: dict[str, list[float]] = {}
         for row in found:
-            mine = ours.get((row.network, *row.origin, row.seed))
+            mine = ours.get((*row.origin, row.seed))
             if mine is not None and row.method.startswith("DepGraph") and row.method.endswith(cost):
                 name = row.network + ", uniform" * ("uniform" in row.method)
                 leads.setdefault(name, []).append(100 * (mine.accuracy - row.accuracy))

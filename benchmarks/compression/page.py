@@ -228,7 +228,7 @@ def _trained_for() -> str:
 
 def _beside_ours(found: list[Row]) -> list[str]:
     """Say what DepGraph at equal cycles takes by the compiler's estimate, against ours."""
-    ours = {(*row.origin, row.seed): row for row in found if row.method == "all methods"}
+    ours = cifar.ours(found)
     lines = []
     for row in found:
         mine = ours.get((*row.origin, row.seed))

@@ -86,10 +86,10 @@ def has(table: str, network: str, data: str, method: str, seed: int) -> bool:
 
 
 def write(row: Row) -> None:
-    """Add a row, or replace the one of its key; several processes may do so at once."""
+    """Add a row, or replace that of its key and baseline; several processes may do so at once."""
     RESULTS.parent.mkdir(exist_ok=True)
     with FileLock(str(RESULTS.with_suffix(".lock"))):
-        rows = {old.key: old for old in read()} | {row.key: row}
+        rows = {(old.key, old.origin): old for old in [*read(), row]}
         ordered = [asdict(rows[key]) for key in sorted(rows)]
         write_json(RESULTS, {"command": COMMAND, "board": BOARD, "rows": ordered})
 
