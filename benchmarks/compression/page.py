@@ -358,12 +358,12 @@ def _ablation(found: list[Row]) -> list[str]:
             the machine's steps by one method alone, by all of {", ".join(ablation.STEPS)}, by all
             but one, and by all with one more; {ablation.EPOCHS} epochs of fine-tuning each, and
             {ablation.QUANTIZED_EPOCHS} more of integers in the quantization-aware row. A method
-            that cannot go so far alone ends where it can. "lower kernels" takes the same share of
-            each layer's filters, in groups of 16, and to get so far alone makes every kernel 1 x 1:
-            such a network sees colours and no shapes, and fine-tuning cannot help it. "without
-            slices" ends there too, since lower kernels must then take what is left to take. So each
-            goes down to {ablation.MILD:.0%} too, the most that trimming whole groups of 16 channels
-            can do alone. Where a row equals "all methods", the method that it leaves out found
+            that cannot go so far alone ends where it can; so each goes down to {ablation.MILD:.0%}
+            too, the most that trimming whole groups of 16 channels can do alone. "lower kernels"
+            takes the same share of each layer's filters, in groups of 16, of a layer of 16 all or
+            none: to get so far alone, or in the place of slices, it makes every kernel of the first
+            stage 1 x 1. Such a network sees colours there and no shapes, and fine-tuning cannot
+            help it. Where a row equals "all methods", the method that it leaves out found
             nothing to do that came closer to the target. In "with a cascade" the network of "all
             methods" answers first, and images that it is not sure of go to the uncompressed one:
             the thresholds make it as accurate as that on held-out images, and the row has what this
