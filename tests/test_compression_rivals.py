@@ -20,13 +20,17 @@ def _images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
 
 
-def _network() -> tuple[nn.Sequential, Structure]:
+def _two_layers(first: int, second: int, side: int) -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * 256, 4),
+    return nn.Sequential(
+        nn.Conv2d(3, first, 3, padding=1), nn.BatchNorm2d(first), nn.ReLU(),
+        nn.Conv2d(first, second, 3, padding=1), nn.BatchNorm2d(second), nn.ReLU(),
+        nn.Flatten(), nn.Linear(second * side**2, 4),
     ).eval()  # fmt: skip
+
+
+def _network() -> tuple[nn.Sequential, Structure]:
+    model = _two_layers(12, 8, 16)
     return model, discover(model, (3, 16, 16))
 
 
@@ -137,12 +141,7 @@ def test_depgraph_returns_the_first_of_the_cheapest_where_the_target_is_out_of_r
 
 def _planted() -> nn.Sequential:
     """Return a network of which 6 of the first layer's 8 filters are small."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 64, 4),
-    ).eval()  # fmt: skip
+    model = _two_layers(8, 16, 8)
     with torch.no_grad():
         for small in (model[0].weight[:6], model[1].weight[:6], model[3].weight[:, :6]):
             small *= 1e-3

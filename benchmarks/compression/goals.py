@@ -26,12 +26,8 @@ def section(found: list[Row]) -> list[str]:
     return ["## Goals", table("Goal | At least | Reached | Met", "llll", cells)] if lines else []
 
 
-def _of(found: Iterable[Row], name: str, method: str, network: str = "") -> list[Row]:
-    return [
-        row
-        for row in found
-        if row.table == name and row.method == method and row.network in (network or row.network)
-    ]
+def _of(found: Iterable[Row], name: str, method: str) -> list[Row]:
+    return [row for row in found if row.table == name and row.method == method]
 
 
 def _small(found: list[Row]) -> Iterable[Line]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, median
 
@@ -98,7 +98,7 @@ def _baseline(row: Row) -> list[str]:
     ]
 
 
-def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]) -> str:
+def _rows(found: Iterable[Row], order: Iterable[str]) -> str:
     """Return a table: each network's baseline, then its methods in order.
 
     Rows from machines that differ have trained baselines of their own: each goes before its rows.
@@ -110,10 +110,10 @@ def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]
     def place(row: Row) -> tuple[float, str, int, int]:
         return -row.baseline_accuracy, row.device, places.get(row.method, 99), row.seed
 
-    groups = dict.fromkeys(name(row) for row in found)
+    groups = dict.fromkeys(row.pair for row in found)
     held = list(found)
     for group in groups:
-        mine = [row for row in held if name(row) == group]
+        mine = [row for row in held if row.pair == group]
         for row in sorted(mine, key=place):
             now = group, row.origin
             if before != now:
@@ -122,10 +122,6 @@ def _rows(found: Iterable[Row], order: Iterable[str], name: Callable[[Row], str]
             seed = f", seed {row.seed}" if row.seed else ""
             lines.append(["", row.method + seed, *_figures(row)])
     return table(f"Network | Method | {_HEAD}", "ll" + _ALIGN, lines)
-
-
-def _pair(row: Row) -> str:
-    return f"{row.network}, {row.data}"
 
 
 def _small(found: list[Row]) -> list[str]:
@@ -166,7 +162,7 @@ def _small(found: list[Row]) -> list[str]:
             medians,
         ),
         "![MACs and cycles saved by each method](../images/compression-small.png)",
-        _rows(found, small.LEVELS, _pair),
+        _rows(found, small.LEVELS),
     ]
 
 
@@ -201,7 +197,7 @@ def _cifar(found: list[Row]) -> list[str]:
             or channels compound shrinking drops is judged by held-out images."""
         ),
         "![Accuracy lost against cycles](../images/compression-cifar.png)",
-        _rows(found, cifar.METHODS, _pair),
+        _rows(found, cifar.METHODS),
         *_beside_ours(found),
         *_means(found),
         *_notes(found),
@@ -261,7 +257,7 @@ def _means(found: list[Row]) -> list[str]:
 
 
 def _notes(found: list[Row]) -> list[str]:
-    return [f"*{_pair(row)}, {row.method}*: {row.note}" for row in found if row.note]
+    return [f"*{row.pair}, {row.method}*: {row.note}" for row in found if row.note]
 
 
 def _tiny(found: list[Row]) -> list[str]:
@@ -305,7 +301,7 @@ def _tiny(found: list[Row]) -> list[str]:
             is run for the frames that go on."""
         ),
         "![Accuracy lost against cycles](../images/compression-tiny.png)",
-        _rows(found, tiny.METHODS, _pair),
+        _rows(found, tiny.METHODS),
         table(
             "Method | Mean IoU | Predictor's MACs | Classifier's side | Worst case | "
             "Share of images that end at each stage | Cycles from the frame | Saved",
@@ -369,7 +365,7 @@ def _ablation(found: list[Row]) -> list[str]:
             the thresholds make it as accurate as that on held-out images, and the row has what this
             costs. Rows end at other costs: compare accuracies only where these agree."""
         ),
-        _rows(found, ablation.METHODS, _pair),
+        _rows(found, ablation.METHODS),
     ]
 
 
@@ -387,7 +383,7 @@ def _criteria(found: list[Row]) -> list[str]:
             differences of about a point are noise: after fine-tuning, no way of choosing is told
             from chance here."""
         ),
-        _rows(found, criteria.METHODS, _pair),
+        _rows(found, criteria.METHODS),
         table(
             "Method | Untuned",
             "lr",

@@ -23,7 +23,7 @@ MARKS = ("o", "s", "^", "D", "v", "P")  # prime to the colours: 66 pairs before 
 
 def bars(found: list[Row], path: Path) -> None:
     """Draw the MACs and the cycles that each method saves on each network."""
-    pairs = sorted({f"{row.network}, {row.data}" for row in found})
+    pairs = sorted({row.pair for row in found})
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = _styled(figure.add_subplot())
     width = 0.8 / len(small.LEVELS)
@@ -31,7 +31,7 @@ def bars(found: list[Row], path: Path) -> None:
         for row in found:
             if row.method != method:
                 continue
-            x = pairs.index(f"{row.network}, {row.data}") + (place - 1) * width
+            x = pairs.index(row.pair) + (place - 1) * width
             macs, cycles = (100 * share for share in row.saved)
             axes.bar(x, macs, width * 0.9, color=COLOURS[place], alpha=0.45)
             axes.bar(x, cycles, width * 0.45, color=COLOURS[place])

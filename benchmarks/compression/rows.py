@@ -58,6 +58,11 @@ class Row:
         return self.table, self.network, self.data, self.method, self.seed
 
     @property
+    def pair(self) -> str:
+        """Its network and data, as tables and plots name them."""
+        return f"{self.network}, {self.data}"
+
+    @property
     def saved(self) -> tuple[float, float]:
         """Shares of the MACs and of the cycles that are saved."""
         return 1 - self.macs / self.baseline_macs, 1 - self.cycles / self.baseline_cycles
